@@ -1,0 +1,66 @@
+"""Algorithm 5.1 of Aghasi, Abdi, Romberg (2020) as published: the baseline of bench/solvers.py.
+
+Plain NumPy in float64: X and Y divided by c0 = 0.3 sqrt(max X X^T), a fixed rho, one Cholesky factor, two triangular
+solves an iteration, no relaxation, no adaptation, W2 returned as it is. It is given every fairness that does not
+change the algorithm: temporaries are reused, the mask is precomputed, and its products and its solves run in one
+BLAS (SciPy's), because NumPy's and SciPy's wheels carry two OpenBLAS thread pools whose alternation doubles the time.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from scipy.linalg import blas, lapack
+
+
+def published_admm(X, Y, mask, epsilon, rho, accept, check_every, time_limit):
+    """Iterate until `accept(W2, multipliers)` is true or the time is over; the time of `accept` is not counted.
+
+    X is N x P, Y and mask M x P, float64; the multipliers handed over are those of the unscaled problem.
+    Returns a dict: seconds, iterations, accepted.
+    """
+    began, judged = time.perf_counter(), 0.0
+    N, P = X.shape
+    M = Y.shape[0]
+    gram = blas.dsyrk(1.0, X.T, trans=1, lower=1)
+    c0 = 0.3 * np.sqrt(gram.max())
+    Xs, Ys, radius = X / c0, Y / c0, epsilon / c0
+    system = gram / c0**2
+    system[np.diag_indices(N)] += 1
+    factor, info = lapack.dpotrf(system, lower=1, overwrite_a=1)
+    if info:
+        raise np.linalg.LinAlgError("X X^T + I is not positive definite")
+    # state and work arrays, all in the order BLAS writes: (P, M) and (N, M) column-major
+    Ys, mask = np.asfortranarray(Ys.T), np.asfortranarray(mask.T)
+    W3, U2 = np.zeros((N, M), order="F"), np.zeros((N, M), order="F")
+    U1, Z, T, W1 = (np.zeros((P, M), order="F") for _ in range(4))
+    XF = np.asfortranarray(Xs.T)  # P x N
+    iteration, accepted = 0, False
+    while True:
+        iteration += 1
+        np.subtract(Z, U1, out=T)
+        # W1: the ball on Omega, the half-space z <= 0 elsewhere
+        np.subtract(T, Ys, out=W1)
+        W1 *= mask
+        norm = np.sqrt(np.vdot(W1.T, W1.T))
+        if norm > radius:
+            W1 *= radius / norm
+        W1 += Ys
+        np.minimum(T, 0, out=W1, where=~mask)
+        B = W3 - U2
+        W2 = np.sign(B) * np.maximum(np.abs(B) - 1 / rho, 0)
+        if iteration % check_every == 0 or time.perf_counter() - began - judged > time_limit:
+            pause = time.perf_counter()
+            accepted = accept(W2, (rho / c0) * (T - W1).T)
+            judged += time.perf_counter() - pause
+            if accepted or pause - began - judged > time_limit:
+                break
+        U1 += W1
+        right = blas.dgemm(1.0, XF, U1, trans_a=1) + W2 + U2
+        W3 = blas.dtrsm(1.0, factor, right, lower=1)
+        W3 = blas.dtrsm(1.0, factor, W3, lower=1, trans_a=1)
+        Z = blas.dgemm(1.0, XF, W3, c=Z, overwrite_c=1)
+        U1 -= Z
+        U2 += W2 - W3
+    return {"seconds": time.perf_counter() - began - judged, "iterations": iteration, "accepted": bool(accepted)}

@@ -1,0 +1,1 @@
+"""Fused element-wise passes, one definition per device (installed as ``nettrim.kernels``)."""

@@ -1,0 +1,19 @@
+"""Prune trained networks by convex optimisation, with a certificate.
+
+>>> import numpy as np, nettrim as nt
+>>> rng = np.random.default_rng(0)
+>>> X = rng.standard_normal((30, 300))
+>>> Y = np.maximum(rng.standard_normal((30, 4)).T @ X, 0)
+>>> nt.solve(X, Y, epsilon=0.1).status
+<Status.SOLVED: 'solved'>
+"""
+
+from nettrim.operators import Gram
+from nettrim.problem import Problem
+from nettrim.settings import Settings
+from nettrim.solution import Certificate, Solution, Status, certify, verify_ray
+from nettrim.solver import Solver, solve
+
+__all__ = ["Certificate", "Gram", "Problem", "Settings", "Solution", "Solver", "Status", "certify", "solve", "verify_ray"]
+
+__version__ = "0.1.0"

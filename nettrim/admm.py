@@ -1,0 +1,333 @@
+"""ADMM for the layer program (Aghasi et al. 2020, Algorithm 5.1), one loop for every backend and operator.
+
+Derivation
+----------
+Two copies are split off: Z = W^T X, on which the ball and the half-spaces act (prox: a projection), and W2 = W, on
+which the l1 norm acts (prox: soft-threshold). The penalties of the two are rho1 and rho2; the loop only knows
+
+    r = rho2 / rho1     the balance, in the linear system X X^T + r I, and
+    tau = 1 / rho2      the soft threshold (times C).
+
+With U the scaled multipliers, let T1 = W^T X - U1 and T2 = W - U2 be the points that are projected. One relaxed
+iteration of Algorithm 5.1 is then, exactly,
+
+    B1 = T1 - alpha Proj(T1),            B2 = T2 - alpha soft(T2, tau C)
+    D  = (X X^T + r I)^-1 (X B1^T + r B2)
+    F  = (2 - alpha) W - 2 D
+    W <- (2 - alpha) W - D,   T1 <- B1 + F^T X,   T2 <- B2 + F
+
+because X U1^T + r U2 = 0 holds after every solve. So the only M x P state is T1: it is overwritten by B1 and the
+product accumulates onto it. Proj(T1) is scale * (T1 - Y) + Y on Omega and min(T1, V) elsewhere.
+
+A check iteration is unrelaxed (alpha = 1): then B1 = T1 - Proj(T1) is the multiplier of Z over rho1, and the product
+X B1^T, needed anyway, is the dual constraint. The dual bound costs one pass over M x P and no product.
+
+Implementation
+--------------
+Nothing of size M x P leaves the device between checks; a check moves O(M) numbers and N x M weights at most.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nettrim.settings import Settings
+
+__all__ = ["Factor", "Loop", "State"]
+
+#: r starts here times the largest diagonal entry of X X^T (design measurements: 0.3^2 is in the middle of the good ones)
+BALANCE_START = 0.09
+#: r moves on a grid of this ratio, so that factors are found again
+BALANCE_GRID = 2.0**0.25
+#: penalties are adapted at these iterations and then every 1.5 times the last one
+ADAPT_AT = (10, 20, 30, 50, 80)
+#: a penalty changes by at most this factor at a time, and not for less than the second
+ADAPT_CLIP, ADAPT_DEADBAND = 5.0, 1.3
+
+
+class Factor:
+    """Solves (X X^T + r I) D = R with explicit float64-formed inverses, cached by r.
+
+    For N > P the P x P form is used: (R - X (X^T X + r I)^-1 X^T R) / r (Woodbury).
+
+    Parameters
+    ----------
+    operator : Dense
+    backend : Backend
+    dtype : numpy dtype
+    """
+
+    #: inverses kept; with G that is at most four N x N float64 arrays, the copy being factored included
+    KEPT = 2
+
+    def __init__(self, operator: Any, backend: Any, dtype: Any):
+        self._operator, self._backend, self._dtype = operator, backend, dtype
+        self.gram = operator.gram()
+        self.size = float(self.gram.diagonal().max())
+        if operator.shape[0] > operator.shape[1]:
+            # the diagonal of X X^T, in the units of which r is set, comes from the rows of X
+            X = operator._host
+            self.size = max(float(np.vdot(x, x)) for x in (row.astype(np.float64) for row in X))
+        self._cache: dict[int, Any] = {}
+        self.computed = 0
+
+    def balance(self, r: float) -> float:
+        """The nearest r on the grid."""
+        unit = BALANCE_START * (self.size or 1.0)
+        return unit * BALANCE_GRID ** round(np.log(r / unit) / np.log(BALANCE_GRID))
+
+    def solve(self, R: Any, r: float) -> Any:
+        """D, N x M, for R of N x M (R may be overwritten)."""
+        inverse = self._inverse(r)
+        N, P = self._operator.shape
+        if N <= P:
+            return self._backend.product(inverse, R)
+        inner = self._backend.product(inverse, self._backend.product(self._operator.X.T, R))
+        return self._backend.product(self._operator.X, inner, R, -1 / r, 1 / r)
+
+    def _inverse(self, r: float) -> Any:
+        unit = BALANCE_START * (self.size or 1.0)
+        key = round(np.log(r / unit) / np.log(BALANCE_GRID))
+        if key not in self._cache:
+            while len(self._cache) >= self.KEPT:
+                self._cache.pop(next(iter(self._cache)))
+            system = self.gram.copy(order="F")
+            system[np.diag_indices_from(system)] += r
+            self._cache[key] = self._backend.inverse(system, self._dtype)
+            self.computed += 1
+        return self._cache[key]
+
+
+@dataclass
+class State:
+    """What ADMM carries from one iteration, and from one solve, to the next."""
+
+    T: Any
+    T2: Any
+    W: Any
+    r: float
+    tau: float
+    iteration: int = 0
+
+
+@dataclass
+class Check:
+    """What is known at a check; `weights` and `multiplier` are made only when asked for."""
+
+    iteration: int
+    objective: float
+    dual_bound: float
+    gap: float
+    seconds: float
+    weights: Any
+    multiplier: Callable[[], Any]
+
+
+class Loop:
+    """The iteration on one problem's device arrays.
+
+    Parameters
+    ----------
+    operator : Dense
+        X.
+    target, mask, upper : (M, P), (M, P), (M, P) or (1, 1) device arrays
+        Y, Omega and V.
+    weights : (N, M), (N, 1) or (1, 1) device array
+        C.
+    radii : (1,) or (M,) array
+    factor : Factor
+    backend : Backend
+    """
+
+    def __init__(
+        self, operator: Any, target: Any, mask: Any, upper: Any, weights: Any, radii: np.ndarray, factor: Factor, backend
+    ):
+        self.operator, self.factor, self.backend = operator, factor, backend
+        self.target, self.mask, self.upper, self.weights = target, mask, upper, weights
+        self.radii = radii
+        self.dtype = target.dtype
+        #: ||y_m|| on Omega
+        self.sizes = np.sqrt(backend.to_host(backend.ball_norms(0 * target, target, mask)))
+        self._host_weights = backend.to_host(weights).astype(np.float64)
+
+    def start(self) -> State:
+        """State at W = 0, with the threshold at the average size of the ridge solution's weights."""
+        M, P = self.target.shape
+        N = self.operator.shape[0]
+        be = self.backend
+        r = self.factor.balance(BALANCE_START * (self.factor.size or 1.0))
+        ridge = np.abs(be.to_host(self.factor.solve(self.operator.adjoint(self.target), r)))
+        typical = float(ridge.mean(dtype=np.float64)) or 1.0
+        C = self._host_weights
+        tau = typical / (float(C[C > 0].mean()) if (C > 0).any() else 1.0)
+        return State(be.zeros((M, P), self.dtype), be.zeros((N, M), self.dtype), be.zeros((N, M), self.dtype), r, tau)
+
+    def run(
+        self,
+        state: State,
+        settings: Settings,
+        accept: Callable[[Check], bool],
+        stopped: Callable[[], str | None],
+        observe: Callable[[Check], str | None],
+    ) -> str:
+        """Iterate `state` in place until `accept` is true, or a limit; returns "accepted" or the name of the limit.
+
+        `stopped` is asked at every iteration for a reason to stop; the iteration then ends with a check.
+        `observe` sees every check and may give a reason to stop too.
+        """
+        be, alpha = self.backend, settings.relaxation
+        began, first = time.perf_counter(), state.iteration
+        adapt_at = iter(_schedule())
+        next_adapt = next(adapt_at)
+        while True:
+            state.iteration += 1
+            k = state.iteration - first
+            reason = stopped() or ("max_iterations" if k >= settings.max_iterations else None)
+            checking = reason is not None or k % settings.check_every == 0
+            a = 1.0 if checking else alpha
+            scale = self._scale(state.T)
+            threshold = self.weights * self.dtype.type(state.tau)
+            if checking:
+                weights = be.copy(state.T2)
+                be.soft_relax(weights, threshold, 1.0)
+                weights = state.T2 - weights
+            be.project_relax(state.T, self.target, self.mask, self.upper, scale, a)
+            be.soft_relax(state.T2, threshold, a)
+            R = self.operator.adjoint(state.T)
+            verdict = None
+            if checking:
+                check = self._check(state, weights, R, time.perf_counter() - began)
+                if accept(check):
+                    verdict = "accepted"
+                else:
+                    verdict = reason or observe(check)
+            R += self.dtype.type(state.r) * state.T2
+            D = self.factor.solve(R, state.r)
+            F = self.dtype.type(2 - a) * state.W
+            W = F - D
+            F -= 2 * D
+            self.operator.forward(F, state.T, 1.0, 1.0)
+            state.T2 += F
+            step = W - state.W
+            state.W = W
+            if verdict is not None:
+                return verdict
+            if settings.adapt and k >= next_adapt:
+                next_adapt = next(adapt_at)
+                self._adapt(state, step)
+
+    def _scale(self, T: Any) -> Any:
+        """Shrink factor of each row towards Y: the projection onto the ball (or each row's own)."""
+        squares = self.backend.ball_norms(T, self.target, self.mask)
+        if self.radii.size == 1:
+            squares = squares.sum(keepdims=True)
+        norms = squares**0.5
+        inside = norms <= self.radii
+        norms[inside] = 1.0
+        scale = self.radii / norms
+        scale[inside] = 1.0
+        return scale.astype(self.dtype).repeat(self.target.shape[0] // scale.size)
+
+    def _check(self, state: State, weights: Any, product: Any, seconds: float) -> Check:
+        """Objective of W2 and the bound of the multipliers rho1 B1, whose dual constraint is `product`."""
+        be = self.backend
+        rho1 = 1 / (state.r * state.tau)
+        objective, dual = self.bound(weights, product, state.T, rho1)
+        size = max(abs(objective), abs(dual))
+        gap = (objective - dual) / size if size > 0 else 0.0
+        kept = state.T
+        return Check(
+            state.iteration, objective, dual, gap, seconds, weights, lambda: be.to_host(kept) * self.dtype.type(rho1)
+        )
+
+    def bound(self, weights: Any, product: Any, multiplier: Any, rho: float = 1.0) -> tuple[float, float]:
+        """Objective of `weights`, and dual value of rho times `multiplier` scaled into |X L^T| <= C, row by row.
+
+        `product` is X multiplier^T, N x M. Rows with C = 0 are taken as balanced: the certificate does that properly.
+        """
+        be = self.backend
+        linear, squares, upper = be.multiplier_sums(multiplier, self.target, self.mask, self.upper).T * rho
+        norms = np.sqrt(squares * rho)
+        W, H = be.to_host(weights), np.abs(be.to_host(product))
+        C = self._host_weights
+        objective = float((np.abs(W) * C).sum(dtype=np.float64))
+        excess = np.divide(H, C, out=np.zeros(H.shape), where=np.broadcast_to(C > 0, H.shape)).max(0) * rho
+        scale = 1 / np.maximum(excess, 1)
+        gain, norms = -(linear + upper) * scale, norms * scale
+        if self.radii.size == 1:
+            dual = float(gain.sum() - self.radii[0] * np.sqrt((norms**2).sum()))
+        else:
+            dual = float(np.maximum(gain - self.radii * norms, 0).sum())
+        return objective, max(dual, 0.0)
+
+    def violations(self, W: Any) -> tuple[np.ndarray, float, float]:
+        """Squared ball distance per row, squared and largest excess over V, of device weights W; blocks of neurons."""
+        M, P = self.target.shape
+        block = max(1, min(M, (24 << 20) // (self.dtype.itemsize * P)))
+        rows = []
+        Z = self.backend.zeros((block, P), self.dtype)
+        for m in range(0, M, block):
+            s = slice(m, min(m + block, M))
+            z = Z[: s.stop - m]
+            self.operator.forward(self.backend.copy(W[:, s]), z)
+            upper = self.upper if self.upper.size == 1 else self.upper[s]
+            rows.append(self.backend.violation_sums(z, self.target[s], self.mask[s], upper))
+        sums = np.concatenate(rows)
+        return sums[:, 0], float(sums[:, 1].sum()), float(sums[:, 2].max())
+
+    def relative_violation(self, rows: np.ndarray, excess: float) -> float:
+        """The certificate's relative violation from `violations`, V's negative part left out of the scale."""
+        squares = self.sizes**2
+        if self.radii.size == 1:
+            rows, squares = rows.sum(keepdims=True), squares.sum(keepdims=True)
+        reach = np.maximum(self.radii, 1e-2 * np.sqrt(squares))
+        over = np.maximum(np.sqrt(rows) - self.radii, 0)
+        ball = np.divide(over, reach, out=np.where(over > 0, np.inf, 0.0), where=reach > 0).max()
+        size = np.sqrt(squares.sum())
+        return max(float(ball), float(np.sqrt(excess) / size) if size > 0 else float(np.sqrt(excess)))
+
+    def _adapt(self, state: State, step: Any) -> None:
+        """Balance primal and dual residuals of each split by itself; costs one product W -> W^T X."""
+        be = self.backend
+        Z = be.zeros(state.T.shape, self.dtype)
+        self.operator.forward(step, Z)
+        moved1, moved2 = be.norm(Z), be.norm(step)
+        self.operator.forward(state.W, Z)
+        sums = be.residual_sums(state.T, Z, self.target, self.mask, self.upper, self._scale(state.T))
+        primal1, size1, multiplier1 = np.sqrt(sums.sum(0))
+        del Z
+        weights = be.copy(state.T2)
+        be.soft_relax(weights, self.weights * self.dtype.type(state.tau), 1.0)
+        weights = state.T2 - weights
+        primal2, size2, multiplier2 = be.norm(weights - state.W), be.norm(weights), be.norm(state.W - state.T2)
+        q1 = _ratio(primal1, size1, moved1, multiplier1)
+        q2 = _ratio(primal2, size2, moved2, multiplier2)
+        if max(q1, q2, 1 / q1, 1 / q2) <= ADAPT_DEADBAND:
+            return
+        r = self.factor.balance(state.r * q2 / q1)
+        q2 = r / state.r * q1
+        # the scaled multipliers U = W^T X - T1 and W - T2 shrink as the penalties grow
+        self.operator.forward(state.W, state.T, 1 - 1 / q1, 1 / q1)
+        state.T2 = state.W + (state.T2 - state.W) * self.dtype.type(1 / q2)
+        state.r, state.tau = r, state.tau / q2
+
+
+def _ratio(primal: float, size: float, moved: float, multiplier: float) -> float:
+    """Factor on a penalty that balances its relative primal and dual residuals, clipped."""
+    if min(primal, size, moved, multiplier) <= 0:
+        return 1.0
+    return float(np.clip(np.sqrt((primal / size) / (moved / multiplier)), 1 / ADAPT_CLIP, ADAPT_CLIP))
+
+
+def _schedule() -> Iterator[int]:
+    yield from ADAPT_AT
+    k = ADAPT_AT[-1]
+    while True:
+        k = int(1.5 * k)
+        yield k
+

@@ -1,0 +1,126 @@
+"""Settings of a solve: frozen, checked on construction, unknown names refused."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from nettrim import backends
+
+__all__ = ["Settings"]
+
+METHODS = ("auto", "admm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to solve; the problem itself is never in here.
+
+    Parameters
+    ----------
+    method : {"auto", "admm"}
+        "auto" is ADMM at present.
+    backend : {"auto", "numba", "numpy"}
+        Device and kernels; "auto" is "numba".
+    gap_tol : float
+        Relative duality gap at which the problem counts as solved (default 1e-3). Below 1e-5 use float64 data.
+    feas_tol : float
+        Relative violation at which the problem counts as solved (default 1e-4); see `Certificate` for the scales.
+    max_iterations : int
+        ADMM iterations (default 20000).
+    time_limit : float
+        Wall-clock seconds for `solve`, setup included (default inf); checked between iterations.
+    n_threads : int or None
+        Threads of BLAS and Numba during the solve, restored afterwards; None leaves both as they are.
+    check_every : int
+        Iterations between two looks at the certificate (default 20).
+    relaxation : float
+        Over-relaxation of the ADMM step, in (0, 2); default 1.9.
+    adapt : bool
+        Adapt the two penalties on iteration counts (default True).
+    polish : bool
+        Finish a nearly solved problem by a Newton step on its support (default True).
+    callback : callable or None
+        Called at every check with a dict (iteration, objective, dual_bound, gap, seconds); a true result stops.
+    verbose : bool
+        Print a line per check.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A wrong type or value; the message names the setting.
+    """
+
+    method: str = "auto"
+    backend: str = "auto"
+    gap_tol: float = 1e-3
+    feas_tol: float = 1e-4
+    max_iterations: int = 20000
+    time_limit: float = np.inf
+    n_threads: int | None = None
+    check_every: int = 20
+    relaxation: float = 1.9
+    adapt: bool = True
+    polish: bool = True
+    callback: Callable[[dict[str, Any]], Any] | None = None
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("method", self.method, METHODS)
+        _one_of("backend", self.backend, backends.NAMES)
+        _number("gap_tol", self.gap_tol, 0, 1)
+        _number("feas_tol", self.feas_tol, 0, 1)
+        _number("time_limit", self.time_limit, 0, np.inf, closed=True)
+        _number("relaxation", self.relaxation, 0, 2)
+        _integer("max_iterations", self.max_iterations)
+        _integer("check_every", self.check_every)
+        if self.n_threads is not None:
+            _integer("n_threads", self.n_threads)
+        for name in ("adapt", "polish", "verbose"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False; got {getattr(self, name)!r}")
+        if self.callback is not None and not callable(self.callback):
+            raise TypeError(f"callback must be callable; got {type(self.callback).__name__}")
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Names of all settings."""
+        return tuple(f.name for f in fields(cls))
+
+    @classmethod
+    def make(cls, **values: Any) -> Settings:
+        """Settings from keywords; an unknown name raises a TypeError that suggests the nearest known one."""
+        for name in values:
+            if name not in cls.names():
+                near = difflib.get_close_matches(name, cls.names(), n=1)
+                hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(cls.names())}"
+                raise TypeError(f"unknown setting {name!r}{hint}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; the callback is left out."""
+        return {name: getattr(self, name) for name in self.names() if name != "callback"}
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def _number(name: str, value: Any, low: float, high: float, closed: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+    inside = low <= value <= high if closed else low < value < high
+    if not inside:
+        raise ValueError(f"{name} must be {'in' if closed else 'strictly'} between {low} and {high}; got {value}")
+
+
+def _integer(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer; got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1; got {value}")

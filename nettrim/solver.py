@@ -1,0 +1,347 @@
+"""Solver: owns the device arrays, the cached factor and the warm state, and turns iterates into certified solutions."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from nettrim import backends
+from nettrim.admm import Check, Factor, Loop, State
+from nettrim.infeasible import Proof, compact_proof, prove
+from nettrim.interrupt import Interrupt
+from nettrim.operators import Dense, Gram, ReducedLinear
+from nettrim.polish import cost, polish
+from nettrim.problem import Problem
+from nettrim.settings import Settings
+from nettrim.solution import Certificate, Solution, Status, certify
+
+__all__ = ["Solver", "solve"]
+
+#: polish is first tried at this gap, or ten times the tolerance if that is larger, then at each third of the last one
+POLISH_FROM = 2e-3
+#: rounds a polish is expected to take when its cost is weighed against the iterations it may save
+POLISH_ROUNDS = 4
+#: checks in a row with a lower bound of twice the iterate's objective before infeasibility is looked into
+SUSPICIONS = 3
+
+
+class Solver:
+    """Solves one problem, and variations of it that share X, with one factor and warm starts.
+
+    >>> import numpy as np, nettrim as nt
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.standard_normal((20, 500))
+    >>> Y = np.maximum(rng.standard_normal((20, 5)).T @ X, 0)
+    >>> solver = nt.Solver(nt.Problem(X, Y, epsilon=0.05))
+    >>> solver.solve().status
+    <Status.SOLVED: 'solved'>
+    >>> solver.update(epsilon=0.2).solve().density < 0.9
+    True
+
+    Parameters
+    ----------
+    problem : Problem
+    settings : Settings, optional
+        Or give the fields of `Settings` as keywords.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An unknown or wrong setting.
+    """
+
+    def __init__(self, problem: Problem, settings: Settings | None = None, **values: Any):
+        if not isinstance(problem, Problem):
+            raise TypeError(f"problem must be a nettrim.Problem; got {type(problem).__name__}")
+        if settings is not None and not isinstance(settings, Settings):
+            raise TypeError(f"settings must be a nettrim.Settings; got {type(settings).__name__}")
+        if settings is not None and values:
+            raise TypeError("give either settings or keywords, not both")
+        self.settings = settings or Settings.make(**values)
+        self.problem = problem
+        self.backend = backends.get(self.settings.backend, self.settings.n_threads)
+        self._operator: Dense | None = None
+        self._factor: Factor | None = None
+        self._source: Any = None
+        self._reduced: ReducedLinear | None = None
+        self._state: State | None = None
+
+    def update(self, **changes: Any) -> Solver:
+        """Change the problem (`Problem.replace`) and return the solver; the next `solve` starts warm.
+
+        The factor is kept unless X changes, the state unless the shape of the problem does.
+        """
+        self.problem = self.problem.replace(**changes)
+        return self
+
+    def solve(self) -> Solution:
+        """Certified solution of the present problem. Never raises for lack of convergence: see the status."""
+        began = time.perf_counter()
+        threads = self.settings.n_threads
+        limits = threadpool_limits(threads) if threads is not None else contextlib.nullcontext()
+        with limits, Interrupt() as interrupt:
+            return _Run(self, began, interrupt).solution()
+
+    # what a run needs, built when first needed and kept
+
+    def _data(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
+        """(X, Y, mask, radii) that ADMM works on: the samples, or the square root of a linear layer's moments."""
+        p = self.problem
+        if not p.compact:
+            return p.X, p.Y, p.mask, p.radii
+        moments = p.moments()
+        if self._reduced is None or self._source is not moments:
+            self._reduced = ReducedLinear.from_gram(moments)
+        X, Y, floor = self._reduced
+        spent = floor if p.neuronwise else np.array([floor.sum()])
+        return X, Y, None, np.sqrt(np.maximum(p.radii**2 - spent, 0))
+
+    def _loop(self) -> Loop:
+        p, be = self.problem, self.backend
+        X, Y, mask, radii = self._data()
+        source = p.moments() if p.compact else p.X
+        if self._factor is None or self._source is not source or self._operator.X.dtype != p.dtype:
+            self._operator = Dense(X.astype(p.dtype, copy=False), be, p.dtype)
+            self._factor = Factor(self._operator, be, p.dtype)
+            self._source, self._state = source, None
+        if mask is None:
+            mask = np.ones(Y.shape, bool)
+        arrays = (be.asarray(Y, p.dtype), be.asarray(mask, bool), be.asarray(p.V, p.dtype), be.asarray(p.C, p.dtype))
+        loop = Loop(self._operator, *arrays, radii, self._factor, be)
+        if self._state is not None and self._state.T.shape != Y.shape:
+            self._state = None
+        return loop
+
+
+class _Run:
+    """One call of `Solver.solve`: judges the loop's checks and ends with a certified solution."""
+
+    def __init__(self, solver: Solver, began: float, interrupt: Interrupt):
+        self.solver, self.problem, self.settings = solver, solver.problem, solver.settings
+        self.began, self.interrupt = began, interrupt
+        self.seconds = {"setup": 0.0, "iterate": 0.0, "polish": 0.0, "certify": 0.0}
+        self.history: list[dict[str, Any]] = []
+        self.found: tuple[np.ndarray, np.ndarray, Certificate] | None = None
+        self.polish_below = max(10 * self.settings.gap_tol, POLISH_FROM)
+        # tightened when the certificate refuses what the loop's estimates had passed
+        self.margin = 1.0
+        self.suspicious = 0
+        self.known_feasible = False
+        self.proof: Proof | None = None
+
+    def solution(self) -> Solution:
+        p = self.problem
+        if p.zero_is_feasible:
+            shape = (p.N + 1, p.M) if p.compact else (p.M, p.P)
+            self._certified(np.zeros((p.N, p.M), p.dtype), np.zeros(shape, p.dtype))
+            return self._finish(Status.SOLVED, 0, "W = 0 meets every constraint.")
+        self.loop = self.solver._loop()
+        if p.compact:
+            self.proof = compact_proof(p, self.solver._reduced)
+            if self.proof is not None:
+                return self._infeasible(0)
+        if self.solver._state is None:
+            self.solver._state = self.loop.start()
+        state = self.solver._state
+        first = state.iteration
+        self.seconds["setup"] = self._elapsed()
+        reason = self.loop.run(state, self.settings, self._accept, self._stopped, self._observe)
+        iterations = state.iteration - first
+        self.seconds["iterate"] = self._elapsed() - sum(self.seconds.values())
+        if reason == "max_iterations" and self.found[2].violation > self.settings.feas_tol:
+            self._try_proof()
+        if self.proof is not None:
+            return self._infeasible(iterations)
+        return self._finish(*self._verdict(reason, iterations))
+
+    # what the loop asks
+
+    def _stopped(self) -> str | None:
+        if self.interrupt.requested:
+            return "interrupted"
+        return "time_limit" if self._elapsed() > self.settings.time_limit else None
+
+    def _accept(self, check: Check) -> bool:
+        """Whether the check's iterate, or what polishing makes of it, is certified within the tolerances."""
+        s = self.settings
+        row = {
+            "iteration": check.iteration,
+            "objective": check.objective,
+            "dual_bound": check.dual_bound,
+            "gap": check.gap,
+            "seconds": self._elapsed(),
+        }
+        self.history.append(row)
+        if s.verbose:
+            if len(self.history) == 1:
+                print(f"{'iteration':>9} {'objective':>13} {'dual bound':>13} {'gap':>9} {'seconds':>8}")
+            print("{iteration:9d} {objective:13.6g} {dual_bound:13.6g} {gap:9.1e} {seconds:8.2f}".format(**row))
+        if abs(check.gap) <= self.margin * s.gap_tol:
+            if self._violation(check.weights) <= self.margin * s.feas_tol:
+                if self._certified(check.weights, check.multiplier()):
+                    return True
+                self.margin = max(0.5 * self.margin, 0.1)
+            # nearly there: polishing repairs what is violated
+            return self._polish(check)
+        return self._worth_polishing(check) and self._polish(check)
+
+    def _observe(self, check: Check) -> str | None:
+        """Callback, and suspicion of infeasibility: a lower bound far above the iterate's objective."""
+        if self.settings.callback is not None and self.settings.callback(dict(self.history[-1])):
+            return "interrupted"
+        self.suspicious = self.suspicious + 1 if check.gap < -0.5 else 0
+        if self.suspicious >= SUSPICIONS and not self.known_feasible:
+            self.suspicious = 0
+            self._try_proof()
+            if self.proof is not None:
+                return "infeasible"
+        return None
+
+    # steps
+
+    def _worth_polishing(self, check: Check) -> bool:
+        """Whether a polish costs less than the iterations it may save, judged on iteration counts only."""
+        s = self.settings
+        if not s.polish or not 0 <= check.gap <= self.polish_below or len(self.history) < 4:
+            return False
+        earlier = self.history[-4]
+        rate = np.log(max(abs(earlier["gap"]), 1e-300) / check.gap) / (check.iteration - earlier["iteration"])
+        remaining = np.log(check.gap / s.gap_tol) / rate if rate > 0 else np.inf
+        return POLISH_ROUNDS * cost(self.loop, check.weights) < remaining
+
+    def _polish(self, check: Check) -> bool:
+        s = self.settings
+        if not s.polish or abs(check.gap) > self.polish_below:
+            return False
+        self.polish_below = abs(check.gap) / 3
+        began = time.perf_counter()
+        result = polish(self.loop, check.weights, check.multiplier().copy(), s.gap_tol, s.feas_tol)
+        self.seconds["polish"] += time.perf_counter() - began
+        if result is None or result.gap > s.gap_tol or result.violation > s.feas_tol:
+            return False
+        return self._certified(result.W, result.multiplier)
+
+    def _violation(self, W: np.ndarray) -> float:
+        return self.loop.relative_violation(*self.loop.violations(W)[:2])
+
+    def _certified(self, W: np.ndarray, multiplier: np.ndarray) -> bool:
+        """Certify, remember, and say whether the tolerances are met."""
+        began = time.perf_counter()
+        p = self.problem
+        W = np.ascontiguousarray(W)
+        if p.compact and multiplier.shape != (p.N + 1, p.M):
+            multiplier = self.solver._reduced.lift(multiplier, self.loop.radii)
+        certificate = certify(p, W, multiplier)
+        self.found = W, multiplier, certificate
+        self.seconds["certify"] += time.perf_counter() - began
+        return certificate.holds(self.settings.gap_tol, self.settings.feas_tol)
+
+    def _try_proof(self) -> None:
+        if not self.problem.compact:
+            self.proof = prove(self.problem, self.loop, self.solver._factor)
+            self.known_feasible = self.proof is None
+
+    # endings
+
+    def _verdict(self, reason: str, iterations: int) -> tuple[Status, int, str]:
+        s, c = self.settings, self.found[2]
+        if reason == "accepted" or c.holds(s.gap_tol, s.feas_tol):
+            return Status.SOLVED, iterations, f"gap {c.gap:.1e}, violation {c.violation:.1e}"
+        state = f"gap {c.gap:.1e} (asked {s.gap_tol:g}), violation {c.violation:.1e} (asked {s.feas_tol:g})"
+        if reason == "max_iterations" and c.holds(10 * s.gap_tol, 10 * s.feas_tol):
+            hint = " float32 data rarely reach gaps below 1e-5: use float64." if self.problem.dtype == np.float32 else ""
+            return Status.SOLVED_INACCURATE, iterations, f"{state}: within ten times the tolerances.{hint}"
+        advice = {
+            "max_iterations": "raise max_iterations, or loosen gap_tol or feas_tol.",
+            "time_limit": "raise time_limit; a further solve() of the same Solver goes on from here.",
+            "interrupted": "a further solve() of the same Solver goes on from here.",
+        }[reason]
+        return Status(reason), iterations, f"{state}: {advice}"
+
+    def _infeasible(self, iterations: int) -> Solution:
+        proof = self.proof
+        self._certified(proof.W, np.zeros_like(proof.ray))
+        if proof.smallest_epsilon is None:
+            message = "The bounds V contradict each other: no epsilon works. The ray proves it."
+        else:
+            relative = proof.smallest_epsilon / self.problem.y_norm if self.problem.y_norm > 0 else np.inf
+            message = (
+                f"No W reaches epsilon = {self.problem.epsilon:.6g}; the smallest that works is "
+                f"{proof.smallest_epsilon:.6g} ({relative:.4g} ||Y_Omega||_F), which the returned W attains."
+            )
+        solution = self._finish(Status.INFEASIBLE, iterations, message)
+        return replace(solution, dual=None, ray=proof.ray, smallest_epsilon=proof.smallest_epsilon)
+
+    def _finish(self, status: Status, iterations: int, message: str) -> Solution:
+        W, dual, certificate = self.found
+        self.seconds["total"] = self._elapsed()
+        return Solution(
+            W=W,
+            status=status,
+            certificate=certificate,
+            dual=dual,
+            iterations=iterations,
+            seconds={name: round(value, 6) for name, value in self.seconds.items()},
+            message=message,
+            history=self.history,
+            settings=self.settings.to_dict() | {"backend": self.solver.backend.name, "dtype": str(self.problem.dtype)},
+        )
+
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self.began
+
+
+def solve(X: Any, Y: Any = None, epsilon: float | None = None, **options: Any) -> Solution:
+    """Sparsest (l1) weights that reproduce a layer's outputs within a stated error, with a certificate.
+
+    Parameters
+    ----------
+    X : (N, P) array or Gram
+        Layer inputs, a column a sample (a row of ones for the bias), or the second moments of a linear layer.
+    Y : (M, P) array
+        Layer outputs; left out when X is a Gram.
+    epsilon : float
+        Error relative to ``||Y_Omega||_F``; `epsilon_abs` is the same in the units of Y.
+    **options
+        Parameters of `Problem` (omega, V, C, neuronwise, dtype, epsilon_abs) and of `Settings` (gap_tol, ...).
+
+    Returns
+    -------
+    Solution
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong input; the message names the argument.
+
+    Examples
+    --------
+    >>> import numpy as np, nettrim as nt
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.standard_normal((50, 400))
+    >>> Y = np.maximum(rng.standard_normal((50, 8)).T @ X, 0)
+    >>> sol = nt.solve(X, Y, epsilon=0.1)
+    >>> sol.status
+    <Status.SOLVED: 'solved'>
+    >>> sol.certificate.gap <= 1e-3 and sol.certificate.violation <= 1e-4
+    True
+    """
+    known = {"epsilon_abs", "omega", "V", "C", "neuronwise", "dtype"}
+    about = {name: options.pop(name) for name in known & set(options)}
+    if isinstance(X, Gram):
+        if Y is not None:
+            raise TypeError("a Gram already holds the outputs: leave Y out")
+        refused = sorted({"omega", "V"} & set(about))
+        if refused:
+            raise TypeError(f"{', '.join(refused)} cannot be given with a Gram: it stands for a linear layer")
+        problem = Problem.from_gram(X, epsilon, **about)
+    else:
+        if Y is None:
+            raise TypeError("Y is missing: the layer's outputs, M x P")
+        problem = Problem(X, Y, epsilon, **about)
+    return Solver(problem, **options).solve()
