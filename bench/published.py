@@ -9,18 +9,20 @@ BLAS (SciPy's), because NumPy's and SciPy's wheels carry two OpenBLAS thread poo
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import numpy as np
 from scipy.linalg import blas, lapack
 
 
-def published_admm(X, Y, mask, epsilon, rho, accept, check_every, time_limit):
-    """Iterate until `accept(W2, multipliers)` is true or the time is over; the time of `accept` is not counted.
+def published_admm(
+    X: np.ndarray, Y: np.ndarray, mask: np.ndarray, epsilon: float, rho: float, check_every: int
+) -> Iterator[tuple[int, float, np.ndarray, np.ndarray]]:
+    """Iterate for ever; yield (iteration, seconds, W2, multipliers of the unscaled problem) every `check_every`.
 
-    X is N x P, Y and mask M x P, float64; the multipliers handed over are those of the unscaled problem.
-    Returns a dict: seconds, iterations, accepted.
+    X is N x P, Y and mask M x P, float64. The time spent by the caller between two yields is not counted.
     """
-    began, judged = time.perf_counter(), 0.0
+    began, away = time.perf_counter(), 0.0
     N, P = X.shape
     M = Y.shape[0]
     gram = blas.dsyrk(1.0, X.T, trans=1, lower=1)
@@ -36,7 +38,7 @@ def published_admm(X, Y, mask, epsilon, rho, accept, check_every, time_limit):
     W3, U2 = np.zeros((N, M), order="F"), np.zeros((N, M), order="F")
     U1, Z, T, W1 = (np.zeros((P, M), order="F") for _ in range(4))
     XF = np.asfortranarray(Xs.T)  # P x N
-    iteration, accepted = 0, False
+    iteration = 0
     while True:
         iteration += 1
         np.subtract(Z, U1, out=T)
@@ -50,12 +52,10 @@ def published_admm(X, Y, mask, epsilon, rho, accept, check_every, time_limit):
         np.minimum(T, 0, out=W1, where=~mask)
         B = W3 - U2
         W2 = np.sign(B) * np.maximum(np.abs(B) - 1 / rho, 0)
-        if iteration % check_every == 0 or time.perf_counter() - began - judged > time_limit:
+        if iteration % check_every == 0:
             pause = time.perf_counter()
-            accepted = accept(W2, (rho / c0) * (T - W1).T)
-            judged += time.perf_counter() - pause
-            if accepted or pause - began - judged > time_limit:
-                break
+            yield iteration, pause - began - away, W2, (rho / c0) * (T - W1).T
+            away += time.perf_counter() - pause
         U1 += W1
         right = blas.dgemm(1.0, XF, U1, trans_a=1) + W2 + U2
         W3 = blas.dtrsm(1.0, factor, right, lower=1)
@@ -63,4 +63,3 @@ def published_admm(X, Y, mask, epsilon, rho, accept, check_every, time_limit):
         Z = blas.dgemm(1.0, XF, W3, c=Z, overwrite_c=1)
         U1 -= Z
         U2 += W2 - W3
-    return {"seconds": time.perf_counter() - began - judged, "iterations": iteration, "accepted": bool(accepted)}

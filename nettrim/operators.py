@@ -27,7 +27,7 @@ def moments(X: np.ndarray, total: np.ndarray | None = None) -> np.ndarray:
     return total
 
 
-def _mirror(lower: np.ndarray) -> np.ndarray:
+def mirror(lower: np.ndarray) -> np.ndarray:
     """Fill the upper triangle of a matrix from its lower one, in place, block by block."""
     N, step = lower.shape[0], 256
     for i in range(0, N, step):
@@ -67,7 +67,7 @@ class Dense:
     def gram(self) -> np.ndarray:
         """``X X^T`` in float64 when N <= P, else ``X^T X``: the smaller of the two."""
         N, P = self.shape
-        return _mirror(moments(self._host if N <= P else self._host.T))
+        return mirror(moments(self._host if N <= P else self._host.T))
 
 
 class Gram:
@@ -102,7 +102,7 @@ class Gram:
     @property
     def XX(self) -> np.ndarray:
         """X X^T, symmetric, (N, N) float64."""
-        return _mirror(self._XX)
+        return mirror(self._XX)
 
     def add(self, X: np.ndarray, Y: np.ndarray) -> Gram:
         """Add samples, X of N x P and Y of M x P, and return the Gram itself.

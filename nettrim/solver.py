@@ -22,10 +22,10 @@ from nettrim.solution import Certificate, Solution, Status, certify
 
 __all__ = ["Solver", "solve"]
 
-#: polish is first tried at this gap, or ten times the tolerance if that is larger, then at each third of the last one
-POLISH_FROM = 2e-3
-#: rounds a polish is expected to take when its cost is weighed against the iterations it may save
-POLISH_ROUNDS = 4
+#: polish is first tried at this gap, or five times the tolerance if that is larger, then at each third of the last one
+POLISH_FROM, POLISH_TIMES = 2e-3, 5
+#: rounds (and products) a polish is charged with when weighed against the iterations it may save
+POLISH_ROUNDS = 12
 #: checks in a row with a lower bound of twice the iterate's objective before infeasibility is looked into
 SUSPICIONS = 3
 
@@ -127,7 +127,7 @@ class _Run:
         self.seconds = {"setup": 0.0, "iterate": 0.0, "polish": 0.0, "certify": 0.0}
         self.history: list[dict[str, Any]] = []
         self.found: tuple[np.ndarray, np.ndarray, Certificate] | None = None
-        self.polish_below = max(10 * self.settings.gap_tol, POLISH_FROM)
+        self.polish_below = max(POLISH_TIMES * self.settings.gap_tol, POLISH_FROM)
         # tightened when the certificate refuses what the loop's estimates had passed
         self.margin = 1.0
         self.suspicious = 0
@@ -212,7 +212,7 @@ class _Run:
         earlier = self.history[-4]
         rate = np.log(max(abs(earlier["gap"]), 1e-300) / check.gap) / (check.iteration - earlier["iteration"])
         remaining = np.log(check.gap / s.gap_tol) / rate if rate > 0 else np.inf
-        return POLISH_ROUNDS * cost(self.loop, check.weights) < remaining
+        return POLISH_ROUNDS * (1 + cost(self.loop, check.weights)) < remaining
 
     def _polish(self, check: Check) -> bool:
         s = self.settings

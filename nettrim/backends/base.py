@@ -1,7 +1,7 @@
 """The seam between the ADMM loop and a device: everything a backend must supply, and nothing else.
 
 Arrays follow the paper's orientation: X is N x P (inputs by samples), Y and the state T are M x P, weights are
-N x M. A backend works in one dtype (float32 or float64); the factor is always formed in float64 and cast.
+N x M. A backend works in one dtype (float32 or float64); the factor is always in float64.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ class Backend(Protocol):
     def product(self, A: Array, B: Array, out: Array | None = None, alpha: float = 1.0, beta: float = 0.0) -> Array:
         """``out <- alpha A B + beta out``, in place when ``out`` is given."""
 
-    def inverse(self, A: np.ndarray, dtype: Any) -> Array:
-        """Explicit inverse of the symmetric positive definite float64 ``A`` by Cholesky, cast to ``dtype``.
+    def cast(self, a: Array, dtype: Any) -> Array:
+        """``a`` in ``dtype``; no copy when it already is."""
+
+    def inverse(self, A: np.ndarray) -> Array:
+        """Explicit inverse of the symmetric positive definite float64 ``A`` by Cholesky; ``A`` may be overwritten.
 
         Raises ``numpy.linalg.LinAlgError`` when ``A`` is not positive definite.
         """

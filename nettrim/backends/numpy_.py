@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from scipy.linalg import lapack
 
+from nettrim.operators import mirror
+
 __all__ = ["NumpyBackend", "soft_threshold"]
 
 
@@ -47,16 +49,17 @@ class NumpyBackend:
             out += result
         return out
 
-    def inverse(self, A: np.ndarray, dtype: Any) -> np.ndarray:
-        factor, info = lapack.dpotrf(A, lower=1, overwrite_a=0)
+    def cast(self, a, dtype):
+        return a.astype(dtype, copy=False)
+
+    def inverse(self, A: np.ndarray) -> np.ndarray:
+        factor, info = lapack.dpotrf(A, lower=1, overwrite_a=1)
         if info == 0:
             factor, info = lapack.dpotri(factor, lower=1, overwrite_c=1)
         if info != 0:
             raise np.linalg.LinAlgError(f"the {A.shape[0]} x {A.shape[0]} system is not positive definite")
-        inverse = factor.astype(dtype)
         # LAPACK fills one triangle only
-        inverse += np.tril(inverse, -1).T
-        return inverse
+        return mirror(factor)
 
     def norm(self, a):
         return float(np.sqrt(np.einsum("ij,ij->", a, a, dtype=np.float64)))

@@ -1,0 +1,141 @@
+"""Write the measured figures of bench/results into README.md and docs/_generated/bench.md, and nothing else.
+
+python bench/report.py
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from common import read
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def environment(env: dict) -> str:
+    return (
+        f"{env['cpu']}, {env['threads']} threads, NumPy {env['numpy']}, SciPy {env['scipy']}, Numba {env['numba']}, "
+        f"{env['date'][:10]}"
+    )
+
+
+def published(record: dict) -> list[str]:
+    rows = sorted(record.get("published", []), key=lambda r: (r["layer"], r["epsilon"]))
+    if not rows:
+        return []
+    env = record["environment"]["published"]
+    out = [
+        "**Time to a certificate (gap 1e-3, violation 1e-3), against Algorithm 5.1 as published.** "
+        "MNIST network 784-300-1000-100-10, all neurons, P = 5000, float32 against float64 (as published), the better of "
+        "rho = 1 and 100. `>=`: the published algorithm had not reached the certificate when it was stopped.",
+        "",
+        "| layer | N x P -> M | epsilon | kept | nettrim | published | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        mine = r["nettrim"]
+        best = next(p for p in r["published"] if p["rho"] == r["baseline_rho"])
+        mark = ">= " if r["lower_bound"] else ""
+        out.append(
+            f"| {r['layer']} | {r['N']} x {r['P']} -> {r['M']} | {r['epsilon']} | {mine['kept']:.1%} "
+            f"| {mine['seconds']:.3g} s, {mine['iterations']} iterations "
+            f"| {mark}{best['seconds']:.3g} s, {best['iterations']} iterations (rho {best['rho']:g}) "
+            f"| {mark}{r['ratio']:.1f} |"
+        )
+    s = record["published_summary"]
+    measured = f"{len(rows)} of 12 cells measured" if len(rows) < 12 else "12 cells"
+    out += [
+        "",
+        f"Median ratio {s['median_ratio']:.1f}, smallest {s['min_ratio']:.1f} ({measured}, {s['lower_bounds']} of them lower "
+        f"bounds: runs are stopped at {env['cap']:g} times nettrim's time). {environment(env)}.",
+        "",
+    ]
+    return out
+
+
+def cvxpy(record: dict) -> list[str]:
+    rows = record.get("cvxpy", [])
+    if not rows:
+        return []
+    env = record["environment"]["cvxpy"]
+    out = [
+        "**Against cvxpy at gap 1e-6 (float64).** First neurons of layer 2, epsilon 0.1; a solver that does not reach the "
+        f"certificate within {env['limit']:g} s is charged that time.",
+        "",
+        "| solver | N x P -> M | nettrim | cvxpy | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for r in rows:
+        theirs = f"{r['seconds']:.3g} s" if r["solved"] else f"not solved in {r['limit']:g} s ({r['message']})"
+        out.append(
+            f"| {r['solver']} | {r['N']} x {r['P']} -> {r['M']} | {r['nettrim']['seconds']:.3g} s (gap "
+            f"{r['nettrim']['gap']:.0e}) | {theirs} | {'' if r['solved'] else '>= '}{r['ratio']:.0f} |"
+        )
+    return [*out, "", environment(env) + ".", ""]
+
+
+def iteration(record: dict | None) -> list[str]:
+    if not record:
+        return []
+    out = [
+        "**One ADMM iteration against its three matrix products alone** (P = 5000; median of paired runs).",
+        "",
+        "| layer | dtype | iteration | products | ratio | GFLOP/s | of the measured GEMM peak |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in record["rows"]:
+        out.append(
+            f"| {r['layer']} ({r['N']} x {r['P']} -> {r['M']}) | {r['dtype']} | {r['iteration_ms']:.1f} ms "
+            f"| {r['products_ms']:.1f} ms | {r['ratio_median']:.2f} | {r['gflops_per_second']:.0f} "
+            f"| {r['percent_of_peak']:.0f} % |"
+        )
+    return [*out, "", environment(record["environment"]) + ".", ""]
+
+
+def scaling(record: dict | None) -> list[str]:
+    if not record:
+        return []
+    out = [
+        "**Scaling** (epsilon 0.1, default tolerances, float32; peak memory above the loaded inputs, against the promise of "
+        "3 M x P + 4 N x N float64 + 50 MB).",
+        "",
+        "| N x P -> M | iterations | seconds | ms per iteration | peak MB | promised MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for series in record["series"].values():
+        for r in series["rows"]:
+            out.append(
+                f"| {r['N']} x {r['P']} -> {r['M']} | {r['iterations']} | {r['seconds']:.2f} | {r['ms_per_iteration']:.1f} "
+                f"| {r['peak_megabytes']:.0f} | {r['promised_megabytes']:.0f} |"
+            )
+    slopes = "; ".join(
+        f"{name}: {s['slopes']['ms_per_iteration']:.2f} (time of an iteration), {s['slopes']['seconds']:.2f} (whole solve)"
+        for name, s in record["series"].items()
+    )
+    return [*out, "", f"Log-log slopes against {slopes}. {environment(record['environment'])}.", ""]
+
+
+def main() -> None:
+    solvers = read("solvers") or {}
+    sections = [published(solvers), cvxpy(solvers), iteration(read("iteration")), scaling(read("scaling"))]
+    generated = ROOT / "docs" / "_generated" / "bench.md"
+    generated.parent.mkdir(exist_ok=True)
+    generated.write_text("\n".join(line for section in sections for line in section))
+    readme = ROOT / "README.md"
+    if readme.exists():
+        body = "\n".join(line for section in sections[:2] for line in section)
+        text, found = re.subn(
+            r"<!-- bench:begin -->.*?<!-- bench:end -->",
+            lambda _: f"<!-- bench:begin -->\n{body}\n<!-- bench:end -->",
+            readme.read_text(),
+            flags=re.S,
+        )
+        if found != 1:
+            raise SystemExit("README.md has no bench:begin / bench:end markers")
+        readme.write_text(text)
+    print(generated)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,541 @@
+"""The demonstration: prune the hidden layers of a trained digits classifier, with certificates and a picture.
+
+The network (64-300-100-10, ReLU) is package data, the images are scikit-learn's bundled handwritten digits. Each
+hidden layer is pruned by itself, between the inputs and outputs that it has in the ORIGINAL network (the parallel
+scheme); the last layer, which makes the ten logits, stays dense. Four disjoint sets of images are used: one that
+trained the network, one (calibration) that the layer programs see, one (held-out) on which their error is measured
+again, and one (test) for the accuracy.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nettrim.problem import Problem
+from nettrim.report import write_atomically
+from nettrim.settings import Settings
+from nettrim.solution import Solution, Status
+from nettrim.solver import Solver
+
+__all__ = ["DemoReport", "LayerReport", "Network", "load_network", "run_demo"]
+
+SPLIT_NAMES = ("train", "calibration", "heldout", "test")
+#: radii of the trade-off curve, relative to ||Y||_F
+CURVE = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
+#: hidden units of the first layer that the picture shows
+SHOWN_UNITS = (6, 10)
+
+Progress = Callable[[str, dict[str, Any] | None], None]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network: `weights` are inputs x outputs, `split` holds indices into scikit-learn's digits."""
+
+    weights: list[np.ndarray]
+    biases: list[np.ndarray]
+    split: dict[str, np.ndarray]
+    test_accuracy: float
+    provenance: str
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one layer.
+
+    Attributes
+    ----------
+    name : str
+    inputs, neurons : int
+        Shape of the weights, the bias row apart.
+    weights, weights_kept, biases, biases_kept : int
+        Non-zero entries before and after.
+    error_calibration, error_heldout : float
+        ``||relu(W^T X) - Y||_F / ||Y||_F`` on either set, Y being the original layer's outputs after the ReLU.
+    gap, violation : float
+        Of the certificate: relative duality gap and relative violation of the constraints.
+    status : str
+    iterations : int
+    seconds : float
+        Wall-clock time of the solve, the compilation of the kernels left out.
+    """
+
+    name: str
+    inputs: int
+    neurons: int
+    weights: int
+    weights_kept: int
+    biases: int
+    biases_kept: int
+    error_calibration: float
+    error_heldout: float
+    gap: float
+    violation: float
+    status: str
+    iterations: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """Result of the demonstration.
+
+    Attributes
+    ----------
+    epsilon : float
+        Relative error allowed in each hidden layer.
+    layers : tuple of LayerReport
+    images : dict of str to int
+        Number of images in each set.
+    samples : dict of str to int
+        Number of columns of X (images and their one-pixel shifts) for "calibration" and "heldout".
+    accuracy_dense, accuracy_pruned : float
+        On the test images.
+    trade_off : tuple of dict
+        For each epsilon: "epsilon", "kept" (fraction of each hidden layer's weights), "accuracy" and "certified".
+    certified : bool
+        Whether every layer's solve, those of the trade-off included, ended with the status "solved".
+    interrupted : bool
+        Whether Ctrl-C ended it early; what was finished is in the report.
+    picture, network : Path or None
+        Files written.
+    seconds : dict of str to float
+        "compile", "layers", "trade_off", "picture" and "total".
+    """
+
+    epsilon: float
+    layers: tuple[LayerReport, ...]
+    images: dict[str, int]
+    samples: dict[str, int]
+    accuracy_dense: float
+    accuracy_pruned: float
+    trade_off: tuple[dict[str, Any], ...]
+    certified: bool
+    interrupted: bool
+    picture: Path | None
+    network: Path | None
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def load_network() -> Network:
+    """The trained network that ships with the package, its float16 weights as float32.
+
+    Returns
+    -------
+    Network
+    """
+    with (importlib.resources.files("nettrim") / "data" / "digits_relu.npz").open("rb") as file:
+        stored = np.load(file, allow_pickle=False)
+        layers = range(sum(name.startswith("W") for name in stored.files))
+        return Network(
+            [stored[f"W{i}"].astype(np.float32) for i in layers],
+            [stored[f"b{i}"].astype(np.float32) for i in layers],
+            {name: stored[name].astype(np.intp) for name in SPLIT_NAMES},
+            float(stored["test_accuracy"]),
+            str(stored["provenance"]),
+        )
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images (1797, 64) in [0, 1] as float32 and labels of scikit-learn's handwritten digits.
+
+    Raises
+    ------
+    ImportError
+        scikit-learn is missing.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("the demo needs scikit-learn (its digits): pip install nettrim[demo]") from error
+    bundle = load_digits()
+    return (bundle.data / 16).astype(np.float32), bundle.target
+
+
+def shifted(images: np.ndarray) -> np.ndarray:
+    """The (n, 64) images followed by their shifts by one pixel to the right, left, bottom and top: (5 n, 64)."""
+    padded = np.pad(images.reshape(-1, 8, 8), ((0, 0), (1, 1), (1, 1)))
+    corners = ((1, 1), (1, 0), (1, 2), (0, 1), (2, 1))
+    return np.concatenate([padded[:, y : y + 8, x : x + 8].reshape(-1, 64) for y, x in corners])
+
+
+def hidden_outputs(weights: Sequence[np.ndarray], biases: Sequence[np.ndarray], images: np.ndarray) -> list[np.ndarray]:
+    """The images and the outputs of every hidden layer, samples in rows."""
+    outputs = [images]
+    for W, b in zip(weights[:-1], biases[:-1], strict=True):
+        outputs.append(np.maximum(outputs[-1] @ W + b, 0))
+    return outputs
+
+
+def accuracy(
+    weights: Sequence[np.ndarray], biases: Sequence[np.ndarray], images: np.ndarray, labels: np.ndarray
+) -> float:
+    """Fraction of the images whose largest logit is the right one."""
+    logits = hidden_outputs(weights, biases, images)[-1] @ weights[-1] + biases[-1]
+    return float((logits.argmax(1) == labels).mean())
+
+
+class _Layer:
+    """One hidden layer between its original inputs and outputs, and its solver."""
+
+    def __init__(
+        self, name: str, bias: np.ndarray, calibration: tuple, heldout: tuple, epsilon: float, settings: Settings
+    ):
+        self.name, self.bias = name, bias
+        self.calibration, self.heldout = self._columns(*calibration), self._columns(*heldout)
+        X, Y = self.calibration
+        self.inputs, self.neurons = X.shape[0] - 1, Y.shape[0]
+        # the row of ones holds the biases, which cost nothing to keep: they are not penalised
+        C = np.ones(X.shape[0], X.dtype)
+        C[-1] = 0
+        self.solver = Solver(Problem(X, Y, epsilon, C=C), settings)
+
+    @staticmethod
+    def _columns(inputs: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """X with a row of ones at the end, and Y, samples in columns."""
+        X = np.vstack([inputs.T, np.ones((1, len(inputs)), inputs.dtype)])
+        return X, np.ascontiguousarray(outputs.T)
+
+    def report(self, dense: np.ndarray, solution: Solution) -> LayerReport:
+        W = solution.W
+        certificate = solution.certificate
+        return LayerReport(
+            name=self.name,
+            inputs=self.inputs,
+            neurons=self.neurons,
+            weights=int(np.count_nonzero(dense)),
+            weights_kept=int(np.count_nonzero(W[:-1])),
+            biases=int(np.count_nonzero(self.bias)),
+            biases_kept=int(np.count_nonzero(W[-1])),
+            error_calibration=_relu_error(W, *self.calibration),
+            error_heldout=_relu_error(W, *self.heldout),
+            gap=certificate.gap,
+            violation=certificate.violation,
+            status=str(solution.status),
+            iterations=solution.iterations,
+            seconds=solution.seconds["total"],
+        )
+
+
+def _relu_error(W: np.ndarray, X: np.ndarray, Y: np.ndarray) -> float:
+    Y = Y.astype(np.float64)
+    return float(np.linalg.norm(np.maximum(W.T.astype(np.float64) @ X, 0) - Y) / np.linalg.norm(Y))
+
+
+def run_demo(
+    epsilon: float = 0.1,
+    output_dir: str | Path = "nettrim-demo",
+    *,
+    gap_tol: float = 1e-3,
+    feas_tol: float = 1e-4,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> DemoReport:
+    """Prune the hidden layers of the bundled network; write a picture and the pruned network.
+
+    Parameters
+    ----------
+    epsilon : float
+        Error allowed in each hidden layer, relative to the norm of its outputs. 0.1 leaves the test accuracy within
+        half a per cent.
+    output_dir : path
+        Folder for ``demo.png`` and ``digits_pruned.npz``; created if need be.
+    gap_tol, feas_tol, n_threads
+        As in `Settings`.
+    progress : callable, optional
+        Called with the name of the present stage, and None or the row of a solver's check (see `Settings`).
+
+    Returns
+    -------
+    DemoReport
+
+    Raises
+    ------
+    ImportError
+        scikit-learn or matplotlib is missing.
+    ValueError, TypeError
+        A wrong epsilon or setting.
+    OSError
+        The folder cannot be written to.
+    """
+    began = time.perf_counter()
+    tell = progress or (lambda stage, check: None)
+    stage = ""
+
+    def show_check(check: dict[str, Any]) -> None:
+        tell(stage, check)
+
+    settings = Settings(gap_tol=gap_tol, feas_tol=feas_tol, n_threads=n_threads, callback=show_check)
+    pyplot = _pyplot()
+    images, labels = digits()
+    network = load_network()
+    sets = {name: images[network.split[name]] for name in SPLIT_NAMES}
+    layers = _layers(network, sets, epsilon, settings)
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds = {}
+
+    stage = "compiling the kernels"
+    tell(stage, None)
+    seconds["compile"] = _warm_up(settings)
+
+    def test_accuracy(solutions: Sequence[Solution]) -> float:
+        weights, biases = _replaced(network, solutions)
+        return accuracy(weights, biases, sets["test"], labels[network.split["test"]])
+
+    solutions: list[Solution] = []
+    for layer in layers:
+        stage = f"pruning {layer.name}"
+        tell(stage, None)
+        solutions.append(layer.solver.solve())
+        if solutions[-1].status is Status.INTERRUPTED:
+            break
+    seconds["layers"] = time.perf_counter() - began - sum(seconds.values())
+    interrupted = solutions[-1].status is Status.INTERRUPTED
+    reports = tuple(
+        layer.report(W, solution) for layer, W, solution in zip(layers, network.weights, solutions, strict=False)
+    )
+
+    trade_off = [_point(epsilon, solutions, test_accuracy)] if not interrupted else []
+    if not interrupted:
+        # outwards from the chosen epsilon, so that each solve starts from a near one
+        for value in [e for e in reversed(CURVE) if e < epsilon] + [e for e in CURVE if e > epsilon]:
+            found = []
+            for layer in layers:
+                stage = f"trade-off, epsilon {value:g}, {layer.name}"
+                tell(stage, None)
+                found.append(layer.solver.update(epsilon=value).solve())
+                interrupted = interrupted or found[-1].status is Status.INTERRUPTED
+            if interrupted:
+                break
+            trade_off.append(_point(value, found, test_accuracy))
+        trade_off.sort(key=lambda point: point["epsilon"])
+    seconds["trade_off"] = time.perf_counter() - began - sum(seconds.values())
+
+    tell("drawing", None)
+    written = folder / "digits_pruned.npz"
+    _save(written, network, solutions, epsilon)
+    picture = None
+    if trade_off:
+        picture = folder / "demo.png"
+        figure = _draw(pyplot, network, solutions, trade_off, epsilon, network.test_accuracy)
+        with write_atomically(picture) as file:
+            figure.savefig(file, format="png", dpi=150, facecolor="white")
+        pyplot.close(figure)
+    seconds["picture"] = time.perf_counter() - began - sum(seconds.values())
+    seconds["total"] = time.perf_counter() - began
+    return DemoReport(
+        epsilon=float(epsilon),
+        layers=reports,
+        images={name: len(rows) for name, rows in sets.items()},
+        samples={"calibration": layers[0].calibration[0].shape[1], "heldout": layers[0].heldout[0].shape[1]},
+        accuracy_dense=test_accuracy([]),
+        accuracy_pruned=test_accuracy(solutions),
+        trade_off=tuple(trade_off),
+        certified=all(s.status is Status.SOLVED for s in solutions) and all(p["certified"] for p in trade_off),
+        interrupted=interrupted,
+        picture=picture,
+        network=written,
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+    )
+
+
+def _layers(network: Network, sets: dict[str, np.ndarray], epsilon: float, settings: Settings) -> list[_Layer]:
+    """The hidden layers, between the inputs and outputs that they have in the original network."""
+    calibration = hidden_outputs(network.weights, network.biases, shifted(sets["calibration"]))
+    heldout = hidden_outputs(network.weights, network.biases, shifted(sets["heldout"]))
+    return [
+        _Layer(
+            f"hidden {i + 1}",
+            network.biases[i],
+            tuple(calibration[i : i + 2]),
+            tuple(heldout[i : i + 2]),
+            epsilon,
+            settings,
+        )
+        for i in range(len(network.weights) - 1)
+    ]
+
+
+def _warm_up(settings: Settings) -> float:
+    """Compile (or load from Numba's cache) what the solves use, on a tiny layer; returns the seconds."""
+    began = time.perf_counter()
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((8, 60)).astype(np.float32)
+    Y = np.maximum(rng.standard_normal((3, 8)).astype(np.float32) @ X, 0)
+    C = np.ones(8, np.float32)
+    C[-1] = 0
+    Solver(Problem(X, Y, 0.1, C=C), n_threads=settings.n_threads).solve()
+    return time.perf_counter() - began
+
+
+def _replaced(network: Network, solutions: Sequence[Solution]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Weights and biases with the first layers taken from the solutions."""
+    weights, biases = list(network.weights), list(network.biases)
+    for i, solution in enumerate(solutions):
+        weights[i], biases[i] = solution.W[:-1], solution.W[-1]
+    return weights, biases
+
+
+def _point(epsilon: float, solutions: Sequence[Solution], test_accuracy: Callable[..., float]) -> dict[str, Any]:
+    return {
+        "epsilon": float(epsilon),
+        "kept": [float(np.count_nonzero(s.W[:-1]) / s.W[:-1].size) for s in solutions],
+        "accuracy": test_accuracy(solutions),
+        "certified": all(s.status is Status.SOLVED for s in solutions),
+    }
+
+
+def _save(path: Path, network: Network, solutions: Sequence[Solution], epsilon: float) -> None:
+    """The pruned network, in the layout of the bundled one."""
+    weights, biases = _replaced(network, solutions)
+    arrays = {f"W{i}": W for i, W in enumerate(weights)} | {f"b{i}": b for i, b in enumerate(biases)}
+    provenance = f"{network.provenance}; {len(solutions)} hidden layers pruned by nettrim demo --epsilon {epsilon:g}"
+    with write_atomically(path) as file:
+        np.savez_compressed(file, **arrays, epsilon=np.float64(epsilon), provenance=np.str_(provenance))
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("the demo needs matplotlib (its picture): pip install nettrim[demo]") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+#: Okabe and Ito's colours, which stay apart for colour-blind readers
+_BLUE, _ORANGE, _GREEN, _INK, _FAINT = "#0072B2", "#D55E00", "#009E73", "#222222", "#B8BEC4"
+
+
+def _draw(
+    pyplot: Any,
+    network: Network,
+    solutions: Sequence[Solution],
+    trade_off: Sequence[dict[str, Any]],
+    epsilon: float,
+    dense_accuracy: float,
+) -> Any:
+    """Left: both hidden layers before and after. Right: weights kept and test accuracy against epsilon."""
+    style = {
+        "font.size": 8,
+        "axes.titlesize": 8.5,
+        "axes.labelsize": 8,
+        "axes.edgecolor": _FAINT,
+        "axes.labelcolor": _INK,
+        "text.color": _INK,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with pyplot.rc_context(style):
+        figure = pyplot.figure(figsize=(8.6, 5.2), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05)
+        grid = figure.add_gridspec(2, 3, width_ratios=(1, 1, 1.15))
+        _draw_weights(figure, grid, network, solutions)
+        kept = figure.add_subplot(grid[0, 2])
+        reached = figure.add_subplot(grid[1, 2], sharex=kept)
+        _draw_trade_off(kept, reached, trade_off, epsilon, dense_accuracy)
+    return figure
+
+
+def _draw_weights(figure: Any, grid: Any, network: Network, solutions: Sequence[Solution]) -> None:
+    for row, solution in enumerate(solutions[:2]):
+        before, after = network.weights[row], solution.W[:-1]
+        limit = float(np.quantile(np.abs(before), 0.99))
+        kept = np.count_nonzero(after) / after.size
+        titles = (
+            f"Hidden layer {row + 1}: {before.shape[0]} x {before.shape[1]} weights",
+            f"pruned: {kept:.0%} kept",
+        )
+        for column, (weights, title) in enumerate(zip((before, after), titles, strict=True)):
+            axes = figure.add_subplot(grid[row, column])
+            picture = _tiles(weights) if row == 0 else np.where(weights == 0, np.nan, weights)
+            colours = _colours()
+            image = axes.imshow(picture, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest", aspect="auto")
+            if row == 0:
+                axes.set_aspect("equal")
+                axes.set_xlabel(f"{SHOWN_UNITS[0] * SHOWN_UNITS[1]} neurons, 8 x 8 pixels each")
+            else:
+                axes.set_xlabel("neuron")
+                axes.set_ylabel("input" if column == 0 else "")
+            axes.set_title(title, loc="left")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[["top", "right"]].set_visible(True)
+        bar = figure.colorbar(image, ax=axes, location="right", aspect=25, pad=0.02)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(length=0, labelsize=7)
+
+
+def _colours() -> Any:
+    """Blue - light grey - orange-red, with white kept for exact zeros."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    made = LinearSegmentedColormap.from_list("signed", ["#053061", _BLUE, "#dfe3e6", _ORANGE, "#67200a"])
+    made.set_bad("white")
+    return made
+
+
+def _tiles(weights: np.ndarray) -> np.ndarray:
+    """The first neurons' 8 x 8 input weights side by side, NaN where they are zero and between them."""
+    rows, columns = SHOWN_UNITS
+    canvas = np.full((rows * 9 + 1, columns * 9 + 1), np.nan)
+    for unit in range(rows * columns):
+        y, x = 9 * (unit // columns) + 1, 9 * (unit % columns) + 1
+        tile = weights[:, unit].reshape(8, 8)
+        canvas[y : y + 8, x : x + 8] = np.where(tile == 0, np.nan, tile)
+    return canvas
+
+
+def _draw_trade_off(
+    kept: Any, reached: Any, trade_off: Sequence[dict[str, Any]], epsilon: float, dense_accuracy: float
+) -> None:
+    from matplotlib.ticker import NullLocator
+
+    x = [100 * point["epsilon"] for point in trade_off]
+    for i, (colour, marker) in enumerate(zip((_BLUE, _ORANGE), ("o", "s"), strict=True)):
+        y = [100 * point["kept"][i] for point in trade_off]
+        kept.plot(x, y, color=colour, marker=marker, markersize=3.5, linewidth=1.4)
+        kept.annotate(
+            f"hidden layer {i + 1}", (x[-1], y[-1]), (0, 7), textcoords="offset points", color=colour, ha="right"
+        )
+    kept.set_ylim(0, 100)
+    kept.set_ylabel("weights kept (%)")
+    kept.set_title("Trade-off", loc="left")
+    kept.tick_params(labelbottom=False)
+    y = [100 * point["accuracy"] for point in trade_off]
+    reached.axhline(100 * dense_accuracy, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+    reached.annotate(
+        f"dense network {dense_accuracy:.1%}",
+        (x[-1], 100 * dense_accuracy),
+        (0, 4),
+        textcoords="offset points",
+        ha="right",
+    )
+    reached.plot(x, y, color=_GREEN, marker="D", markersize=3.5, linewidth=1.4)
+    reached.annotate("pruned", (x[-1], y[-1]), (0, 8), textcoords="offset points", color=_GREEN, ha="right")
+    low, high = min([*y, 100 * dense_accuracy]), max([*y, 100 * dense_accuracy])
+    reached.set_ylim(low - 0.15 * (high - low) - 0.3, high + 0.25 * (high - low) + 0.3)
+    reached.set_ylabel("test accuracy (%)")
+    reached.set_xscale("log")
+    reached.set_xlabel("allowed error of each layer, epsilon (% of its output)")
+    reached.set_xticks(x, [f"{value:g}" for value in x])
+    reached.xaxis.set_minor_locator(NullLocator())
+    for axes in (kept, reached):
+        axes.axvline(100 * epsilon, color=_FAINT, linewidth=5, alpha=0.5, zorder=0)
+        axes.grid(axis="y", color=_FAINT, linewidth=0.4, alpha=0.6)

@@ -1,0 +1,55 @@
+"""Fixtures and hypothesis profiles of the whole suite."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import hypothesis
+import numpy as np
+import pytest
+
+hypothesis.settings.register_profile("quick", max_examples=8, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("long", max_examples=300, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("NETTRIM_HYPOTHESIS", "quick"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "data: needs the MNIST files and trained weights in $NETTRIM_DATA")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(params=["numpy", "numba"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> type:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def digits_layers() -> list[tuple[np.ndarray, np.ndarray, str]]:
+    """(X, Y, omega) of each layer of a small network trained on scikit-learn's digits; 1797 samples."""
+    from sklearn.datasets import load_digits
+    from sklearn.neural_network import MLPClassifier
+
+    images, labels = load_digits(return_X_y=True)
+    network = MLPClassifier((20, 12), max_iter=40, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network.fit(images / 16, labels)
+    layers, X = [], images.T / 16
+    for i, (W, b) in enumerate(zip(network.coefs_, network.intercepts_, strict=True)):
+        X = np.vstack([X, np.ones(X.shape[1])])
+        Z = np.vstack([W, b]).T @ X
+        last = i == len(network.coefs_) - 1
+        Y = Z if last else np.maximum(Z, 0)
+        layers.append((X, Y, "linear" if last else "active"))
+        X = Y
+    return layers
