@@ -48,9 +48,9 @@ BALANCE_GRID = 2.0**0.25
 THRESHOLD_START = 4.0
 #: penalties are adapted at these iterations and then at every third multiple of the last one: later changes cost more
 #: iterations than they save (measured on the hidden layers of an MNIST network)
-ADAPT_AT, ADAPT_GROWTH = (10, 20, 30, 50, 80), 3
-#: a penalty changes by at most this factor at a time, and not for less than the second
-ADAPT_CLIP, ADAPT_DEADBAND = 5.0, 1.3
+ADAPT_AT, ADAPT_GROWTH = (10, 20, 30, 50), 3
+#: a penalty changes by at most this factor at a time, and not for less than the second (the third after ADAPT_AT)
+ADAPT_CLIP, ADAPT_DEADBAND, ADAPT_LATE = 5.0, 1.3, 2.0
 
 
 class Factor:
@@ -228,7 +228,7 @@ class Loop:
                 return verdict
             if settings.adapt and k >= next_adapt:
                 next_adapt = next(adapt_at)
-                self._adapt(state, step)
+                self._adapt(state, step, ADAPT_DEADBAND if k <= ADAPT_AT[-1] else ADAPT_LATE)
 
     def _scale(self, T: Any) -> Any:
         """Shrink factor of each row towards Y: the projection onto the ball (or each row's own)."""
@@ -300,7 +300,7 @@ class Loop:
         size = np.sqrt(squares.sum())
         return max(float(ball), float(np.sqrt(excess) / size) if size > 0 else float(np.sqrt(excess)))
 
-    def _adapt(self, state: State, step: Any) -> None:
+    def _adapt(self, state: State, step: Any, deadband: float) -> None:
         """Balance primal and dual residuals of each split by itself; costs one product W -> W^T X."""
         be = self.backend
         Z = be.zeros(state.T.shape, self.dtype)
@@ -316,7 +316,7 @@ class Loop:
         primal2, size2, multiplier2 = be.norm(weights - state.W), be.norm(weights), be.norm(state.W - state.T2)
         q1 = _ratio(primal1, size1, moved1, multiplier1)
         q2 = _ratio(primal2, size2, moved2, multiplier2)
-        if max(q1, q2, 1 / q1, 1 / q2) <= ADAPT_DEADBAND:
+        if max(q1, q2, 1 / q1, 1 / q2) <= deadband:
             return
         r = self.factor.balance(state.r * q2 / q1)
         q2 = r / state.r * q1

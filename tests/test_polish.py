@@ -64,9 +64,9 @@ def test_multipliers_meet_the_optimality_conditions(neuronwise):
     R, _ = residuals(problem, result.W)
     inside = np.where(mask, L, 0)
     for rows in [[m] for m in range(6)] if neuronwise else [list(range(6))]:
-        r, l = np.linalg.norm(R[rows]), np.linalg.norm(inside[rows])
-        assert r == pytest.approx(problem.radii[0], rel=1e-9)
-        np.testing.assert_allclose(inside[rows], l / r * R[rows], atol=1e-7 * l)
+        distance, size = np.linalg.norm(R[rows]), np.linalg.norm(inside[rows])
+        assert distance == pytest.approx(problem.radii[0], rel=1e-9)
+        np.testing.assert_allclose(inside[rows], size / distance * R[rows], atol=1e-7 * size)
     outside = np.where(mask, 0, L)
     assert (outside >= 0).all()
     slack = np.where(mask, 0, np.broadcast_to(problem.V, mask.shape) - result.W.T @ problem.X)

@@ -274,10 +274,10 @@ def test_ctrl_c_keeps_the_best_state(sigint):
     assert "goes on from here" in solution.message
     recomputed(problem, solution)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    # and it does go on: the first check is as good as the last one was
+    # and it does go on: its first check is not that of a fresh start
     rest = solver.solve()
     assert rest.status == nt.Status.SOLVED
-    assert abs(rest.history[0]["gap"]) < 0.1 < abs(solution.history[0]["gap"])
+    assert abs(rest.history[0]["gap"]) < 0.5 * abs(solution.history[0]["gap"])
 
 
 def test_a_second_ctrl_c_stops_at_once(sigint):
