@@ -19,9 +19,8 @@ test: $(VENV)/dev.stamp  ## run all tests and the examples in the docstrings
 	$(BIN)/python -m pytest --doctest-modules nettrim tests $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## ruff (rules and format) and mypy
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@status=0; for command in "ruff check ." "ruff format --check ." mypy; do \
+	  echo "$(BIN)/$$command"; $(BIN)/$$command || status=1; done; exit $$status
 
 # the examples run on one BLAS thread: they are tiny, and a busy machine would make several threads wait for each other
 docs: $(VENV)/docs.stamp  ## build docs/_build/html with warnings as errors and run every example in the docs and the README

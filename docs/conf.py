@@ -43,7 +43,7 @@ myst_substitutions = {
 
 
 def _escape_bars(app, what, name, obj, options, lines):
-    """Docstrings write |W| for absolute values, for the terminal; reStructuredText would take that for a substitution."""
+    """Docstrings write absolute values as |W|, for the terminal; reStructuredText would look for a substitution."""
     for i, line in enumerate(lines):
         if not line.lstrip().startswith((">>>", "...")):
             parts = re.split(r"(``.*?``)", line)

@@ -89,7 +89,8 @@ def multiplier_sums(Q, target, mask, upper, out):
             square += value * value if inside[p] else 0.0
         if constant:
             v0 = np.float64(upper[0, 0])
-            if v0 != 0.0:
+            # an infinite bound never binds, and 0 * inf must not become NaN
+            if v0 != 0.0 and np.isfinite(v0):
                 for p in range(P):
                     bound += 0.0 if inside[p] else np.float64(q[p])
                 bound *= v0

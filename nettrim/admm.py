@@ -126,7 +126,7 @@ class State:
 
 @dataclass
 class Check:
-    """What is known at a check; `weights` and `multiplier` are made only when asked for."""
+    """What is known at a check. `multiplier` is only valid during the check; `last` when the loop is about to stop."""
 
     iteration: int
     objective: float
@@ -135,6 +135,7 @@ class Check:
     seconds: float
     weights: Any
     multiplier: Callable[[], Any]
+    last: bool = False
 
 
 class Loop:
@@ -211,6 +212,7 @@ class Loop:
             verdict = None
             if checking:
                 check = self._check(state, weights, R, time.perf_counter() - began)
+                check.last = reason is not None
                 if accept(check):
                     verdict = "accepted"
                 else:
@@ -328,7 +330,7 @@ class Loop:
 
 def _ratio(primal: float, size: float, moved: float, multiplier: float) -> float:
     """Factor on a penalty that balances its relative primal and dual residuals, clipped."""
-    if min(primal, size, moved, multiplier) <= 0:
+    if min(primal, size, moved, multiplier) <= 0 or not np.isfinite(primal + size + moved + multiplier):
         return 1.0
     return float(np.clip(np.sqrt((primal / size) / (moved / multiplier)), 1 / ADAPT_CLIP, ADAPT_CLIP))
 

@@ -30,7 +30,7 @@ SPLIT_NAMES = ("train", "calibration", "heldout", "test")
 #: radii of the trade-off curve, relative to ||Y||_F
 CURVE = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 #: hidden units of the first layer that the picture shows
-SHOWN_UNITS = (6, 10)
+SHOWN_UNITS = (8, 9)
 
 Progress = Callable[[str, dict[str, Any] | None], None]
 
@@ -92,6 +92,8 @@ class DemoReport:
     epsilon : float
         Relative error allowed in each hidden layer.
     layers : tuple of LayerReport
+    logit_weights : int
+        Weights of the last layer, which stays dense.
     images : dict of str to int
         Number of images in each set.
     samples : dict of str to int
@@ -112,6 +114,7 @@ class DemoReport:
 
     epsilon: float
     layers: tuple[LayerReport, ...]
+    logit_weights: int
     images: dict[str, int]
     samples: dict[str, int]
     accuracy_dense: float
@@ -239,7 +242,7 @@ def run_demo(
     *,
     gap_tol: float = 1e-3,
     feas_tol: float = 1e-4,
-    n_threads: int | None = None,
+    n_threads: int | None = 1,
     progress: Progress | None = None,
 ) -> DemoReport:
     """Prune the hidden layers of the bundled network; write a picture and the pruned network.
@@ -247,12 +250,15 @@ def run_demo(
     Parameters
     ----------
     epsilon : float
-        Error allowed in each hidden layer, relative to the norm of its outputs. 0.1 leaves the test accuracy within
-        half a per cent.
+        Error allowed in each hidden layer, relative to the norm of its outputs, in (0, 1]. 0.1 leaves
+        the test accuracy within half a per cent.
     output_dir : path
         Folder for ``demo.png`` and ``digits_pruned.npz``; created if need be.
-    gap_tol, feas_tol, n_threads
+    gap_tol, feas_tol
         As in `Settings`.
+    n_threads : int or None
+        As in `Settings`. One thread by default: these layers are so small that a second one gains little, and costs
+        much where other programs keep the cores busy.
     progress : callable, optional
         Called with the name of the present stage, and None or the row of a solver's check (see `Settings`).
 
@@ -270,14 +276,17 @@ def run_demo(
         The folder cannot be written to.
     """
     began = time.perf_counter()
+    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 < epsilon <= 1:
+        raise ValueError(f"epsilon must be a number above 0 and at most 1; got {epsilon!r}")
     tell = progress or (lambda stage, check: None)
     stage = ""
 
     def show_check(check: dict[str, Any]) -> None:
         tell(stage, check)
 
-    settings = Settings(gap_tol=gap_tol, feas_tol=feas_tol, n_threads=n_threads, callback=show_check)
-    pyplot = _pyplot()
+    # at these sizes the last iterations cost less than a Newton step
+    settings = Settings(gap_tol=gap_tol, feas_tol=feas_tol, n_threads=n_threads, polish=False, callback=show_check)
+    matplotlib = _matplotlib()
     images, labels = digits()
     network = load_network()
     sets = {name: images[network.split[name]] for name in SPLIT_NAMES}
@@ -329,15 +338,15 @@ def run_demo(
     picture = None
     if trade_off:
         picture = folder / "demo.png"
-        figure = _draw(pyplot, network, solutions, trade_off, epsilon, network.test_accuracy)
+        figure = _draw(matplotlib, network, solutions, trade_off, epsilon, network.test_accuracy)
         with write_atomically(picture) as file:
             figure.savefig(file, format="png", dpi=150, facecolor="white")
-        pyplot.close(figure)
     seconds["picture"] = time.perf_counter() - began - sum(seconds.values())
     seconds["total"] = time.perf_counter() - began
     return DemoReport(
         epsilon=float(epsilon),
         layers=reports,
+        logit_weights=network.weights[-1].size,
         images={name: len(rows) for name, rows in sets.items()},
         samples={"calibration": layers[0].calibration[0].shape[1], "heldout": layers[0].heldout[0].shape[1]},
         accuracy_dense=test_accuracy([]),
@@ -400,21 +409,18 @@ def _point(epsilon: float, solutions: Sequence[Solution], test_accuracy: Callabl
 def _save(path: Path, network: Network, solutions: Sequence[Solution], epsilon: float) -> None:
     """The pruned network, in the layout of the bundled one."""
     weights, biases = _replaced(network, solutions)
-    arrays = {f"W{i}": W for i, W in enumerate(weights)} | {f"b{i}": b for i, b in enumerate(biases)}
+    arrays: dict[str, Any] = {f"W{i}": W for i, W in enumerate(weights)} | {f"b{i}": b for i, b in enumerate(biases)}
     provenance = f"{network.provenance}; {len(solutions)} hidden layers pruned by nettrim demo --epsilon {epsilon:g}"
     with write_atomically(path) as file:
         np.savez_compressed(file, **arrays, epsilon=np.float64(epsilon), provenance=np.str_(provenance))
 
 
-def _pyplot() -> Any:
+def _matplotlib() -> Any:
     try:
         import matplotlib
     except ImportError as error:
         raise ImportError("the demo needs matplotlib (its picture): pip install nettrim[demo]") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    return matplotlib
 
 
 #: Okabe and Ito's colours, which stay apart for colour-blind readers
@@ -422,7 +428,7 @@ _BLUE, _ORANGE, _GREEN, _INK, _FAINT = "#0072B2", "#D55E00", "#009E73", "#222222
 
 
 def _draw(
-    pyplot: Any,
+    matplotlib: Any,
     network: Network,
     solutions: Sequence[Solution],
     trade_off: Sequence[dict[str, Any]],
@@ -442,13 +448,16 @@ def _draw(
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
-    with pyplot.rc_context(style):
-        figure = pyplot.figure(figsize=(8.6, 5.2), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05)
-        grid = figure.add_gridspec(2, 3, width_ratios=(1, 1, 1.15))
+    # a Figure of its own: the caller's plots and backend are left alone
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(8, 4.7), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05))
+        grid = figure.add_gridspec(2, 4, width_ratios=(1, 1, 0.04, 1.2))
         _draw_weights(figure, grid, network, solutions)
-        kept = figure.add_subplot(grid[0, 2])
-        reached = figure.add_subplot(grid[1, 2], sharex=kept)
+        kept = figure.add_subplot(grid[0, 3])
+        reached = figure.add_subplot(grid[1, 3], sharex=kept)
         _draw_trade_off(kept, reached, trade_off, epsilon, dense_accuracy)
     return figure
 
@@ -459,8 +468,8 @@ def _draw_weights(figure: Any, grid: Any, network: Network, solutions: Sequence[
         limit = float(np.quantile(np.abs(before), 0.99))
         kept = np.count_nonzero(after) / after.size
         titles = (
-            f"Hidden layer {row + 1}: {before.shape[0]} x {before.shape[1]} weights",
-            f"pruned: {kept:.0%} kept",
+            f"Hidden layer {row + 1}: {before.shape[0]} \N{MULTIPLICATION SIGN} {before.shape[1]}",
+            f"Pruned: {100 * kept:.0f} % kept",
         )
         for column, (weights, title) in enumerate(zip((before, after), titles, strict=True)):
             axes = figure.add_subplot(grid[row, column])
@@ -469,7 +478,7 @@ def _draw_weights(figure: Any, grid: Any, network: Network, solutions: Sequence[
             image = axes.imshow(picture, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest", aspect="auto")
             if row == 0:
                 axes.set_aspect("equal")
-                axes.set_xlabel(f"{SHOWN_UNITS[0] * SHOWN_UNITS[1]} neurons, 8 x 8 pixels each")
+                axes.set_xlabel(f"{SHOWN_UNITS[0] * SHOWN_UNITS[1]} neurons, 8 \N{MULTIPLICATION SIGN} 8 inputs each")
             else:
                 axes.set_xlabel("neuron")
                 axes.set_ylabel("input" if column == 0 else "")
@@ -477,7 +486,7 @@ def _draw_weights(figure: Any, grid: Any, network: Network, solutions: Sequence[
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[["top", "right"]].set_visible(True)
-        bar = figure.colorbar(image, ax=axes, location="right", aspect=25, pad=0.02)
+        bar = figure.colorbar(image, cax=figure.add_subplot(grid[row, 2]), label="weight (white: 0)")
         bar.outline.set_visible(False)
         bar.ax.tick_params(length=0, labelsize=7)
 
@@ -511,9 +520,7 @@ def _draw_trade_off(
     for i, (colour, marker) in enumerate(zip((_BLUE, _ORANGE), ("o", "s"), strict=True)):
         y = [100 * point["kept"][i] for point in trade_off]
         kept.plot(x, y, color=colour, marker=marker, markersize=3.5, linewidth=1.4)
-        kept.annotate(
-            f"hidden layer {i + 1}", (x[-1], y[-1]), (0, 7), textcoords="offset points", color=colour, ha="right"
-        )
+        kept.annotate(f"hidden layer {i + 1}", (x[0], y[0]), (6, 4), textcoords="offset points", color=colour)
     kept.set_ylim(0, 100)
     kept.set_ylabel("weights kept (%)")
     kept.set_title("Trade-off", loc="left")
@@ -521,19 +528,21 @@ def _draw_trade_off(
     y = [100 * point["accuracy"] for point in trade_off]
     reached.axhline(100 * dense_accuracy, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
     reached.annotate(
-        f"dense network {dense_accuracy:.1%}",
+        f"dense: {100 * dense_accuracy:.1f} %",
         (x[-1], 100 * dense_accuracy),
         (0, 4),
         textcoords="offset points",
         ha="right",
     )
     reached.plot(x, y, color=_GREEN, marker="D", markersize=3.5, linewidth=1.4)
-    reached.annotate("pruned", (x[-1], y[-1]), (0, 8), textcoords="offset points", color=_GREEN, ha="right")
+    reached.annotate(
+        "pruned", (x[-1], y[-1]), (-7, 0), textcoords="offset points", color=_GREEN, ha="right", va="center"
+    )
     low, high = min([*y, 100 * dense_accuracy]), max([*y, 100 * dense_accuracy])
     reached.set_ylim(low - 0.15 * (high - low) - 0.3, high + 0.25 * (high - low) + 0.3)
     reached.set_ylabel("test accuracy (%)")
     reached.set_xscale("log")
-    reached.set_xlabel("allowed error of each layer, epsilon (% of its output)")
+    reached.set_xlabel("epsilon: error allowed in each layer (%)")
     reached.set_xticks(x, [f"{value:g}" for value in x])
     reached.xaxis.set_minor_locator(NullLocator())
     for axes in (kept, reached):

@@ -9,7 +9,7 @@ complementary slackness gives
     -<R, Y> - <nu, V> - epsilon ||R|| = ||R|| (||R|| - epsilon):
 
 L is a ray (a proof) exactly when ||R|| > epsilon, and ||R|| is the smallest epsilon that works. If the half-spaces
-alone contradict each other the iteration has no limit, but its steps converge to a ray with nothing on Omega.
+alone contradict each other, the smallest excess over V is a ray by the same argument, with nothing on Omega.
 
 Implementation
 --------------
@@ -18,12 +18,12 @@ The same ADMM loop: a ball replaced by its squared norm shrinks towards Y by a c
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nettrim.admm import Check, Factor, Loop, State
-from nettrim.operators import ReducedLinear
+from nettrim.operators import Dense, ReducedLinear
 from nettrim.problem import Problem
 from nettrim.settings import Settings
 from nettrim.solution import verify_ray
@@ -32,8 +32,8 @@ __all__ = ["Proof", "compact_proof", "prove"]
 
 #: an objective this many times a dense solution's, forced on every feasible W, counts as infeasible
 FORCED = 1e4
-#: iterations of the least-error program, and over how many of them steps are summed
-MAX_ITERATIONS, STEP = 4000, 100
+#: iterations of the least-error program, how often its movement is looked at, and Newton steps of a contradiction
+MAX_ITERATIONS, STEP, NEWTON = 4000, 100, 60
 
 
 class Proof(NamedTuple):
@@ -66,41 +66,72 @@ def compact_proof(problem: Problem, reduced: ReducedLinear) -> Proof | None:
     return Proof(ray, W.astype(problem.dtype), smallest)
 
 
-def prove(problem: Problem, loop: Loop, factor: Factor) -> Proof | None:
-    """Solve the least-error program in the loop's precision; a proof if the problem is infeasible, else None."""
-    least = _LeastError(
-        loop.operator, loop.target, loop.mask, loop.upper, 0 * loop.weights, loop.radii, factor, loop.backend
-    )
-    start = loop.start()
-    r = factor.balance(1e-3 * factor.size or 1.0)
-    state = State(0 * start.T, 0 * start.T2, 0 * start.W, r, 1.0)
+def prove(problem: Problem, backend: Any) -> Proof | None:
+    """Solve the least-error program in float64; a proof if the problem is infeasible.
+
+    None means that the least-error weights are feasible, or that no verified ray was found.
+    """
+    double = problem.replace(dtype=np.float64)
+    mask = np.ones(double.Y.shape, bool) if double.mask is None else double.mask
+    operator = Dense(double.X, backend, np.float64)
+    factor = Factor(operator, backend, np.float64)
+    arrays = (double.Y, mask, double.V, np.zeros_like(double.C))
+    least = _LeastError(operator, *(backend.asarray(a, a.dtype) for a in arrays), double.radii, factor, backend)
+    start = least.start()
+    state = State(0 * start.T, 0 * start.T2, 0 * start.W, factor.balance(1e-3 * factor.size or 1.0), 1.0)
     found: dict[str, np.ndarray] = {"W": state.W}
 
     def settled(check: Check) -> bool:
         # with C = 0 the dual constraint is X L^T = 0, which holds when the weights stop moving
         moved = np.abs(check.weights - found["W"]).max()
         found["W"], found["L"] = check.weights, check.multiplier().copy()
-        return bool(moved <= 1e-9 * np.abs(check.weights).max())
+        return bool(moved <= 1e-10 * np.abs(check.weights).max())
 
     quiet = Settings(max_iterations=MAX_ITERATIONS, check_every=STEP, adapt=False, relaxation=1.5)
     least.run(state, quiet, settled, lambda: None, lambda check: None)
     rows, excess, _ = least.violations(found["W"])
-    if np.sqrt(excess) <= 1e-4 * problem.scale:
-        reached = np.sqrt(rows) if problem.neuronwise else np.sqrt(rows.sum(keepdims=True))
-        if (reached <= problem.radii).all():
-            return None
-        offending = np.broadcast_to(reached > problem.radii, rows.shape)
-        ray = found["L"] * offending[:, None]
-        root = np.sqrt(problem.M) if problem.neuronwise else 1.0
-        if verify_ray(problem, ray) >= FORCED:
-            return Proof(ray, loop.backend.to_host(found["W"]), float(reached.max() * root))
+    W = backend.to_host(found["W"])
+    if np.sqrt(excess) <= 1e-4 * double.scale:
+        reached = np.sqrt(rows) if double.neuronwise else np.sqrt(rows.sum(keepdims=True))
+        offending = np.broadcast_to(reached > double.radii * (1 + 1e-9), rows.shape)
+        ray, smallest = found["L"] * offending[:, None], float(reached.max())
+        smallest *= np.sqrt(double.M) if double.neuronwise else 1.0
+    else:
+        ray, smallest = _contradiction(double, mask, W), None
+    ray = np.where(mask, ray, np.maximum(ray, 0))
+    if verify_ray(problem, ray) < FORCED:
         return None
-    # the half-spaces contradict each other: one more block of steps, whose sum points along the ray
-    before = state.T.copy()
-    block = Settings(max_iterations=STEP, check_every=STEP, adapt=False)
-    least.run(state, block, lambda check: False, lambda: None, lambda check: None)
-    ray = np.where(loop.mask, 0, state.T - before)
-    if verify_ray(problem, ray) >= FORCED:
-        return Proof(ray, loop.backend.to_host(found["W"]), None)
-    return None
+    return Proof(ray.astype(problem.dtype), W.astype(problem.dtype), smallest)
 
+
+def _contradiction(problem: Problem, mask: np.ndarray, W: np.ndarray) -> np.ndarray:
+    """Rays of neurons whose bounds contradict each other: nu = (W^T X - V)_+ at the minimum of its squared norm.
+
+    There X nu^T = 0 is the optimality condition. Semismooth Newton with halving, a neuron at a time, in float64.
+    """
+    ray = np.zeros(mask.shape)
+    V = np.broadcast_to(problem.V, mask.shape)
+    for m in range(problem.M):
+        off = np.flatnonzero(~mask[m] & np.isfinite(V[m]))
+        X, v, w = problem.X[:, off], V[m, off], W[:, m].copy()
+        nu = np.maximum(w @ X - v, 0)
+        for _ in range(NEWTON):
+            active = X[:, nu > 0]
+            gradient = active @ nu[nu > 0]
+            if np.linalg.norm(gradient) <= 1e-13 * np.linalg.norm(active) * np.linalg.norm(nu):
+                break
+            step = np.linalg.lstsq(active @ active.T, gradient, rcond=1e-13)[0]
+            length, value = 1.0, nu @ nu
+            while length > 1e-6:
+                trial = np.maximum((w - length * step) @ X - v, 0)
+                if trial @ trial < value:
+                    break
+                length /= 2
+            else:
+                break
+            w, nu = w - length * step, trial
+        ray[m, off] = nu
+    # a neuron whose bounds can be met leaves only rounding
+    sizes = np.linalg.norm(ray, axis=1)
+    ray[sizes <= 1e-6 * sizes.max()] = 0
+    return ray

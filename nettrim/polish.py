@@ -29,7 +29,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+
+from nettrim.threads import limit
 
 __all__ = ["Polished", "cost", "polish"]
 
@@ -111,8 +112,10 @@ class _Polish:
         # 1 / lambda of the ADMM multipliers, which stands in while the ball is out of the trial supports' reach
         squares = loop.backend.multiplier_sums(multiplier, loop.target, loop.mask, loop.upper)[:, 1]
         norms = np.sqrt(squares.sum(keepdims=True) if loop.radii.size == 1 else squares)
-        self.mu_admm = np.divide(loop.radii, norms, out=np.zeros_like(norms), where=norms > 0)
-        self.mu = np.zeros(M)
+        radii = np.maximum(loop.radii, 1e-6 * np.linalg.norm(loop.sizes))
+        self.mu_admm = np.divide(radii, norms, out=np.zeros_like(norms), where=norms > 0)
+        self.mu, self.reached = np.zeros(M), np.ones(M, bool)
+        self.tiny = float(loop.radii.max()) < 1e-3 * np.linalg.norm(loop.sizes)
         self.trial = [
             _Neuron(s, np.sign(W[s, m]).astype(np.float64), np.flatnonzero(~loop.mask[m] & (multiplier[m] > 0)))
             for m, s in enumerate(np.flatnonzero((W[:, m] != 0) | (self.C[:, m] == 0)) for m in range(M))
@@ -160,7 +163,7 @@ class _Polish:
             if not np.isfinite(n.c + n.a) or np.abs(n.w0).sum() > limit + 1e-300:
                 n.c = np.inf
 
-        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(getattr(loop.backend, "n_threads", 1)) as pool:
+        with limit(1), ThreadPoolExecutor(getattr(loop.backend, "n_threads", 1)) as pool:
             list(pool.map(solve, todo))
 
     def _level(self) -> None:
@@ -174,7 +177,10 @@ class _Polish:
         room = radii**2 - c
         mu = np.sqrt(np.divide(np.maximum(room, 0), a, out=np.zeros_like(room), where=a > 0))
         mu = np.where((room <= 0) | (a == 0), self.mu_admm, mu)
-        self.mu = np.repeat(np.where(radii > 0, mu, 0), M // mu.size)
+        # a radius of zero is reached up to rounding only
+        reached = room >= -1e-12 * (self.loop.sizes**2).sum()
+        self.mu = np.repeat(np.where((radii > 0) | ~reached, mu, 0), M // mu.size)
+        self.reached = np.repeat(reached, M // mu.size)
 
     def _judge(self, todo: np.ndarray, incumbent: bool = False) -> np.ndarray:
         """Score the trial neurons (or ADMM's), keep the better, prepare the next sets; returns those not finished."""
@@ -245,13 +251,18 @@ class _Polish:
     def _next(self, m: int, w: np.ndarray, h: np.ndarray, excess: np.ndarray) -> _Neuron:
         """Sets corrected by what the last solution showed."""
         n = self.trial[m]
-        keep = w[n.support] * n.signs >= 0
+        right = w[n.support] * n.signs >= 0
+        # where (nearly) no error is allowed, or the ball is out of reach, determined weights do not depend on the signs:
+        # these are corrected and those kept
+        fixed = (self.tiny or not self.reached[m]) and self.loop.mask[m].sum() >= n.support.size
+        signs = np.where(right, n.signs, -n.signs) if fixed else n.signs
+        keep = right | fixed
         slack = np.abs(h) - self.C[:, m] * (1 + 0.01 * self.gap_tol)
         slack[n.support] = 0
         enter = _worst(slack, max(10, keep.sum() // GROWTH))
         violated = _worst(excess, max(10, n.active.size // GROWTH))
         support = np.concatenate([n.support[keep], enter])
-        signs = np.concatenate([n.signs[keep], -np.sign(h[enter], dtype=np.float64)])
+        signs = np.concatenate([signs[keep], -np.sign(h[enter], dtype=np.float64)])
         order = np.argsort(support)
         active = np.union1d(n.active[n.bound_multiplier(self.mu[m]) > 0], violated)
         return _Neuron(support[order], signs[order], active)

@@ -186,7 +186,10 @@ class Problem:
             omega = "active"
         # a constant bound is passed as a scalar: it must fit a new Y of another shape
         V = float(self.V[0, 0]) if self.V.size == 1 else self.V
-        return Problem(**({"X": self.X, "Y": self.Y, "omega": omega, "V": V} | common))
+        new = Problem(**({"X": self.X, "Y": self.Y, "omega": omega, "V": V} | common))
+        if new.linear and not {"X", "Y"} & set(changes):
+            new._moments = self._moments
+        return new
 
     @property
     def _default_omega(self) -> bool:

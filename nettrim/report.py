@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 __all__ = ["table", "to_json", "write_atomically"]
 
 
-def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
-    """Table with a column for each key of the rows; text is aligned to the left and everything else to the right.
+def table(rows: Sequence[Mapping[str, Any]], title: str | None = None, left: Sequence[str] | None = None) -> Table:
+    """Table with a column for each key of the rows, aligned to the right except for those in `left`.
 
     Parameters
     ----------
     rows : sequence of mappings
-        At least one, all with the same keys. Strings are printed as they are (no markup is interpreted), so numbers
-        are formatted by the caller; a number given as a string is aligned as a number.
+        At least one, all with the same keys. Values are printed as they are: numbers are formatted by the caller, and
+        no markup is interpreted.
     title : str, optional
+    left : sequence of str, optional
+        Keys of the columns that are aligned to the left; default the first.
 
     Returns
     -------
@@ -38,17 +40,13 @@ def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    left = list(rows[0])[:1] if left is None else left
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in rows[0]:
-        numeric = all(_numeric(row[name]) for row in rows)
-        made.add_column(Text(name), justify="right" if numeric else "left", vertical="bottom", no_wrap=numeric)
+        made.add_column(Text(name), justify="left" if name in left else "right", vertical="bottom", no_wrap=True)
     for row in rows:
         made.add_row(*(Text(str(value)) for value in row.values()))
     return made
-
-
-def _numeric(value: Any) -> bool:
-    return not isinstance(value, str) or value[:1].isdigit() or value[:2] in ("-i", "in", "na", "") or value == "-"
 
 
 def to_json(value: Any) -> str:

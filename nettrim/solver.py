@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from nettrim import backends
 from nettrim.admm import Check, Factor, Loop, State
@@ -19,6 +18,7 @@ from nettrim.polish import cost, polish
 from nettrim.problem import Problem
 from nettrim.settings import Settings
 from nettrim.solution import Certificate, Solution, Status, certify
+from nettrim.threads import limit
 
 __all__ = ["Solver", "solve"]
 
@@ -28,6 +28,10 @@ POLISH_FROM, POLISH_TIMES = 2e-3, 5
 POLISH_ROUNDS = 12
 #: checks in a row with a lower bound of twice the iterate's objective before infeasibility is looked into
 SUSPICIONS = 3
+#: violation left at the iteration limit from which infeasibility is looked into
+INFEASIBLE_FROM = 1e-2
+#: a polish is also tried at this iteration, and at each doubling, whatever the gap: small radii may never reach it
+POLISH_AT = 200
 
 
 class Solver:
@@ -83,7 +87,7 @@ class Solver:
         """Certified solution of the present problem. Never raises for lack of convergence: see the status."""
         began = time.perf_counter()
         threads = self.settings.n_threads
-        limits = threadpool_limits(threads) if threads is not None else contextlib.nullcontext()
+        limits = limit(threads) if threads is not None else contextlib.nullcontext()
         with limits, Interrupt() as interrupt:
             return _Run(self, began, interrupt).solution()
 
@@ -127,11 +131,12 @@ class _Run:
         self.seconds = {"setup": 0.0, "iterate": 0.0, "polish": 0.0, "certify": 0.0}
         self.history: list[dict[str, Any]] = []
         self.found: tuple[np.ndarray, np.ndarray, Certificate] | None = None
+        self.polish_at = POLISH_AT
         self.polish_below = max(POLISH_TIMES * self.settings.gap_tol, POLISH_FROM)
         # tightened when the certificate refuses what the loop's estimates had passed
         self.margin = 1.0
         self.suspicious = 0
-        self.known_feasible = False
+        self.patience = SUSPICIONS
         self.proof: Proof | None = None
 
     def solution(self) -> Solution:
@@ -153,7 +158,7 @@ class _Run:
         reason = self.loop.run(state, self.settings, self._accept, self._stopped, self._observe)
         iterations = state.iteration - first
         self.seconds["iterate"] = self._elapsed() - sum(self.seconds.values())
-        if reason == "max_iterations" and self.found[2].violation > self.settings.feas_tol:
+        if reason == "max_iterations" and self.proof is None and self.found[2].violation > INFEASIBLE_FROM:
             self._try_proof()
         if self.proof is not None:
             return self._infeasible(iterations)
@@ -181,21 +186,24 @@ class _Run:
             if len(self.history) == 1:
                 print(f"{'iteration':>9} {'objective':>13} {'dual bound':>13} {'gap':>9} {'seconds':>8}")
             print("{iteration:9d} {objective:13.6g} {dual_bound:13.6g} {gap:9.1e} {seconds:8.2f}".format(**row))
+        if check.last:
+            return self._certified(check.weights, check.multiplier()) or self._polish(check)
         if abs(check.gap) <= self.margin * s.gap_tol:
             if self._violation(check.weights) <= self.margin * s.feas_tol:
                 if self._certified(check.weights, check.multiplier()):
                     return True
                 self.margin = max(0.5 * self.margin, 0.1)
             # nearly there: polishing repairs what is violated
-            return self._polish(check)
+            return abs(check.gap) <= self.polish_below and self._polish(check)
         return self._worth_polishing(check) and self._polish(check)
 
     def _observe(self, check: Check) -> str | None:
         """Callback, and suspicion of infeasibility: a lower bound far above the iterate's objective."""
         if self.settings.callback is not None and self.settings.callback(dict(self.history[-1])):
+            self._certified(check.weights, check.multiplier())
             return "interrupted"
         self.suspicious = self.suspicious + 1 if check.gap < -0.5 else 0
-        if self.suspicious >= SUSPICIONS and not self.known_feasible:
+        if self.suspicious >= self.patience:
             self.suspicious = 0
             self._try_proof()
             if self.proof is not None:
@@ -207,7 +215,12 @@ class _Run:
     def _worth_polishing(self, check: Check) -> bool:
         """Whether a polish costs less than the iterations it may save, judged on iteration counts only."""
         s = self.settings
-        if not s.polish or not 0 <= check.gap <= self.polish_below or len(self.history) < 4:
+        if not s.polish or len(self.history) < 4:
+            return False
+        if len(self.history) * s.check_every >= self.polish_at:
+            self.polish_at *= 2
+            return abs(check.gap) < 0.5 and POLISH_ROUNDS * cost(self.loop, check.weights) < self.polish_at / 4
+        if not 0 < check.gap <= self.polish_below:
             return False
         earlier = self.history[-4]
         rate = np.log(max(abs(earlier["gap"]), 1e-300) / check.gap) / (check.iteration - earlier["iteration"])
@@ -216,20 +229,20 @@ class _Run:
 
     def _polish(self, check: Check) -> bool:
         s = self.settings
-        if not s.polish or abs(check.gap) > self.polish_below:
+        if not s.polish or not np.isfinite(check.gap):
             return False
-        self.polish_below = abs(check.gap) / 3
+        self.polish_below = min(self.polish_below, abs(check.gap) / 3)
         began = time.perf_counter()
         result = polish(self.loop, check.weights, check.multiplier().copy(), s.gap_tol, s.feas_tol)
         self.seconds["polish"] += time.perf_counter() - began
         if result is None or result.gap > s.gap_tol or result.violation > s.feas_tol:
             return False
-        return self._certified(result.W, result.multiplier)
+        return self._certified(result.W, result.multiplier, polished=True)
 
     def _violation(self, W: np.ndarray) -> float:
         return self.loop.relative_violation(*self.loop.violations(W)[:2])
 
-    def _certified(self, W: np.ndarray, multiplier: np.ndarray) -> bool:
+    def _certified(self, W: np.ndarray, multiplier: np.ndarray, polished: bool = False) -> bool:
         """Certify, remember, and say whether the tolerances are met."""
         began = time.perf_counter()
         p = self.problem
@@ -237,14 +250,18 @@ class _Run:
         if p.compact and multiplier.shape != (p.N + 1, p.M):
             multiplier = self.solver._reduced.lift(multiplier, self.loop.radii)
         certificate = certify(p, W, multiplier)
-        self.found = W, multiplier, certificate
+        holds = certificate.holds(self.settings.gap_tol, self.settings.feas_tol)
+        # a refused polish must not replace the last iterate, which is the better-known one
+        if holds or self.found is None or not polished:
+            self.found = W, multiplier, certificate
         self.seconds["certify"] += time.perf_counter() - began
-        return certificate.holds(self.settings.gap_tol, self.settings.feas_tol)
+        return holds
 
     def _try_proof(self) -> None:
         if not self.problem.compact:
-            self.proof = prove(self.problem, self.loop, self.solver._factor)
-            self.known_feasible = self.proof is None
+            self.proof = prove(self.problem, self.solver.backend)
+            # each failed attempt doubles the patience, for a transient looks the same
+            self.patience *= 4
 
     # endings
 

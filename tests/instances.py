@@ -118,7 +118,7 @@ def known_optimum(
     """
     X = np.maximum(rng.standard_normal((N, P)), -0.5)
     C = np.broadcast_to(np.asarray(l1_weights(rng, weights, N, M)).reshape(_weights_shape(weights, N, M)), (N, M))
-    W = rng.standard_normal((N, M)) * (rng.random((N, M)) < kept)
+    W = rng.standard_normal((N, M)) * ((rng.random((N, M)) < kept) | (C == 0))
     S = C * np.where(W != 0, np.sign(W), rng.uniform(-0.9, 0.9, (N, M)))
     mask, L = np.ones((M, P), bool), np.zeros((M, P))
     groups = 1 if linear else min(M, 3)

@@ -133,6 +133,17 @@ def test_unpenalised_inputs_are_balanced_by_a_shift(kind):
     assert nt.certify(k.problem, k.W, k.dual + noise).dual_bound >= 0.95 * k.objective
 
 
+@pytest.mark.parametrize("kind", ["bias free", "linear, bias free"])
+def test_multipliers_of_the_penalised_problem_prove_no_more_than_the_optimum(kind):
+    """With the free inputs penalised the optimum is larger; its multipliers claim that, unless balanced."""
+    k = known(kind)
+    penalised = nt.Solver(k.problem.replace(C=np.where(k.problem.C > 0, k.problem.C, 1e3)), gap_tol=1e-5).solve()
+    assert penalised.status == nt.Status.SOLVED
+    claimed = penalised.certificate.dual_bound
+    assert claimed > 1.2 * k.objective
+    assert nt.certify(k.problem, k.W, penalised.dual).dual_bound <= k.objective * (1 + 1e-9)
+
+
 def test_signs_off_omega_are_enforced(rng):
     k = known("relu")
     mask = mask_of(k.problem)

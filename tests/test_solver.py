@@ -88,7 +88,7 @@ def test_a_second_solve_of_the_same_problem_is_short():
     solver = nt.Solver(known_optimum(np.random.default_rng(0), 60, 8, 200).problem, polish=False, gap_tol=1e-5)
     first, second = solver.solve(), solver.solve()
     assert second.status == nt.Status.SOLVED
-    assert second.iterations <= solver.settings.check_every < first.iterations
+    assert second.iterations < first.iterations / 4
 
 
 @pytest.mark.parametrize("kind", ["relu", "linear", "neuronwise"])
@@ -274,10 +274,11 @@ def test_ctrl_c_keeps_the_best_state(sigint):
     assert "goes on from here" in solution.message
     recomputed(problem, solution)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    # and it does go on: its first check is not that of a fresh start
+    # and it does go on, from there
     rest = solver.solve()
     assert rest.status == nt.Status.SOLVED
-    assert abs(rest.history[0]["gap"]) < 0.5 * abs(solution.history[0]["gap"])
+    assert rest.history[0]["iteration"] > solution.iterations
+    assert rest.history[0]["objective"] == pytest.approx(solution.certificate.objective, rel=0.05)
 
 
 def test_a_second_ctrl_c_stops_at_once(sigint):

@@ -10,21 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from scipy.linalg import blas
-from threadpoolctl import threadpool_info
 
 from nettrim.backends.numpy_ import NumpyBackend
 from nettrim.kernels import cpu
+from nettrim.threads import blas_threads
 
 _GEMM = {np.dtype(np.float32): blas.sgemm, np.dtype(np.float64): blas.dgemm}
 
 
 #: entries below which a block of rows is not worth a thread (about 30 microseconds of streaming)
 _MIN_BLOCK = 1 << 16
-
-
-def _blas_threads() -> int:
-    """Threads BLAS uses now, which the fused passes then share."""
-    return max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=1)
 
 
 def _operand(A: np.ndarray) -> tuple[np.ndarray, int]:
@@ -42,7 +37,7 @@ class NumbaBackend(NumpyBackend):
     name = "numba"
 
     def __init__(self, n_threads: int | None = None):
-        self.n_threads = n_threads or _blas_threads()
+        self.n_threads = n_threads or blas_threads()
         self._pool = ThreadPoolExecutor(max(1, self.n_threads - 1), thread_name_prefix="nettrim")
 
     def product(self, A, B, out=None, alpha=1.0, beta=0.0):

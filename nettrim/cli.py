@@ -1,0 +1,690 @@
+"""The command line: ``nettrim demo | solve | verify | doctor``.
+
+Exit codes: 0 certified, 1 bad usage or input, 2 not converged or not verified, 3 infeasible. With ``--json`` the
+standard output holds JSON and nothing else; progress and errors go to the standard error.
+
+What is slow to import (Numba, scikit-learn, matplotlib) is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from nettrim import __version__
+from nettrim.problem import Problem
+from nettrim.report import table, to_json, write_atomically
+from nettrim.settings import Settings
+from nettrim.solution import Certificate, Solution, Status, certify, verify_ray
+from nettrim.solver import Solver
+
+__all__ = ["app", "main"]
+
+CERTIFIED, USAGE, NOT_CONVERGED, INFEASIBLE = 0, 1, 2, 3
+#: seconds between two lines of progress where there is no terminal
+LINE_EVERY = 5.0
+#: a ray that forces the objective above this many times a dense solution's proves infeasibility (as the solver's)
+RAY_PROVES = 1e4
+#: columns of tables where there is no terminal to ask
+PLAIN_WIDTH = 100
+
+app = typer.Typer(
+    add_completion=False,
+    help="Prune trained neural networks layer by layer by convex optimisation, with a certificate.",
+    epilog="Exit codes: 0 certified, 1 bad usage or input, 2 not converged or not verified, 3 infeasible.",
+)
+
+
+class Precision(str, Enum):
+    """Working precisions."""
+
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+
+
+class Refused(Exception):
+    """Bad usage or input; the message is one line for the user."""
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on the standard output and nothing else.")]
+GapTol = Annotated[float, typer.Option(help="Relative duality gap at which a layer counts as solved.")]
+FeasTol = Annotated[float, typer.Option(help="Relative violation of the constraints that is tolerated.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Without the program's name; default those of the process.
+
+    Returns
+    -------
+    int
+        0 certified, 1 bad usage or input, 2 not converged or not verified, 3 infeasible.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    command = typer.main.get_command(app)
+    try:
+        return command.main(args=arguments, prog_name="nettrim", standalone_mode=False) or 0
+    except Refused as error:
+        return _complain(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted")
+        return NOT_CONVERGED
+    except BrokenPipeError:
+        # the reader of the standard output has left; nothing more can be said there, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return USAGE
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror or error}")
+    except MemoryError as error:
+        return _complain(f"not enough memory: {error}" if str(error) else "not enough memory")
+    except Exception as error:
+        # usage errors of typer, which carries its own copy of click or the package, depending on its version
+        if not hasattr(error, "format_message"):
+            raise
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "nettrim"
+        return _complain(f"{error.format_message().replace('Value error, ', '').rstrip('.')}; see {path} --help")
+
+
+def _complain(message: str) -> int:
+    print(f"nettrim: {' '.join(message.split())}", file=sys.stderr)
+    return USAGE
+
+
+#: options that are called otherwise in the library
+OPTION_NAMES = {"n_threads": "--threads"} | {
+    name: "--" + name.replace("_", "-")
+    for name in ("epsilon", "epsilon_abs", "gap_tol", "feas_tol", "max_iterations", "time_limit", "backend")
+}
+
+
+@contextmanager
+def _door(about: str = "") -> Iterator[None]:
+    """Turn what the library refuses at its door into a line for the user."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        name, space, rest = str(error).partition(" ")
+        raise Refused(f"{about}{OPTION_NAMES.get(name, name)}{space}{rest}") from error
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"nettrim {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    epsilon: Annotated[
+        float, typer.Option(help="Error allowed in each hidden layer, relative to the norm of its outputs.")
+    ] = 0.1,
+    output: Annotated[Path, typer.Option(help="Folder for the picture and the pruned network.")] = Path("nettrim-demo"),
+    as_json: Json = False,
+) -> int:
+    """Prune the hidden layers of a bundled digits classifier; print a table, write a picture and the pruned network."""
+    from nettrim.demo import run_demo
+
+    if not 0 < epsilon <= 1:
+        raise Refused(f"--epsilon must be above 0 and at most 1; got {epsilon:g}")
+    try:
+        with _Display(Settings().gap_tol) as display:
+            report = run_demo(epsilon, output, progress=display)
+    except ImportError as error:
+        raise Refused(str(error)) from error
+    code = CERTIFIED if report.certified else NOT_CONVERGED
+    if as_json:
+        print(to_json(report))
+        return code
+    console = _console()
+    samples = report.samples
+    facts: dict[str, Callable[[Any], str]] = {
+        "shape (inputs x neurons)": lambda layer: f"{layer.inputs} x {layer.neurons}",
+        "weights before": lambda layer: f"{layer.weights}",
+        "weights kept": lambda layer: f"{layer.weights_kept} ({layer.weights_kept / layer.weights:.1%})",
+        "biases before": lambda layer: f"{layer.biases}",
+        "biases kept": lambda layer: f"{layer.biases_kept}",
+        f"error on {samples['calibration']} calibration samples": lambda layer: f"{layer.error_calibration:.2%}",
+        f"error on {samples['heldout']} held-out samples": lambda layer: f"{layer.error_heldout:.2%}",
+        "duality gap": lambda layer: f"{layer.gap:.1e}",
+        "violation of the constraints": lambda layer: f"{layer.violation:.1e}",
+        "status": lambda layer: layer.status,
+        "seconds": lambda layer: f"{layer.seconds:.2f}",
+    }
+    rows = [{"layer": name} | {layer.name: show(layer) for layer in report.layers} for name, show in facts.items()]
+    console.print(table(rows, f"Hidden layers of the digits classifier, pruned with epsilon = {report.epsilon:g}"))
+    before, after = (sum(getattr(layer, name) for layer in report.layers) for name in ("weights", "weights_kept"))
+    lines = [
+        f"weights kept   {after} of {before} ({after / before:.1%}); the last layer, {report.logit_weights} weights,"
+        " stays dense",
+        f"test accuracy  {report.accuracy_dense:.1%} dense, {report.accuracy_pruned:.1%} pruned"
+        f" ({report.images['test']} images)",
+        "error          ||relu(W^T X) - Y||_F / ||Y||_F, Y being the outputs of the dense layer",
+        "duality gap    how far the weights' l1 norm is, at most and relatively, from the smallest one possible;",
+        "               if negative, they gain that much by the violation",
+        f"time           {report.seconds['total']:.1f} s, of which {report.seconds['compile']:.1f} s of compilation and"
+        f" {report.seconds['trade_off']:.1f} s for the trade-off curve",
+    ]
+    if report.picture:
+        lines.append(f"picture        {report.picture}")
+    lines.append(f"network        {report.network}")
+    _print_lines(console, lines)
+    if not report.certified:
+        _complain("interrupted" if report.interrupted else "a layer is not certified within the tolerances")
+    return code
+
+
+@app.command()
+def solve(
+    problem_file: Annotated[
+        Path, typer.Argument(metavar="IN.npz", help="Holds X (N x P), Y (M x P) and, if wanted, omega, V and C.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="OUT.npz", help="Receives W, the multipliers and the certificate."),
+    ],
+    epsilon: Annotated[float | None, typer.Option(help="Error allowed, relative to the norm of Y on Omega.")] = None,
+    epsilon_abs: Annotated[float | None, typer.Option(help="Error allowed, in the units of Y.")] = None,
+    linear: Annotated[
+        bool, typer.Option("--linear", help="A layer without a ReLU: every entry of Y is to be met.")
+    ] = False,
+    neuronwise: Annotated[bool, typer.Option("--neuronwise", help="An equal share of the error per neuron.")] = False,
+    unpenalised_row: Annotated[
+        int | None,
+        typer.Option(
+            help="Row of X whose weights cost nothing, such as the row of ones of a bias; -1 is the last.",
+        ),
+    ] = None,
+    gap_tol: GapTol = 1e-3,
+    feas_tol: FeasTol = 1e-4,
+    max_iterations: Annotated[int, typer.Option(help="Limit on the iterations.")] = 20000,
+    time_limit: Annotated[float, typer.Option(help="Limit on the seconds.", show_default="none")] = math.inf,
+    threads: Annotated[int | None, typer.Option(help="Threads to use.", show_default="all cores")] = None,
+    backend: Annotated[str, typer.Option(help="auto, numba or numpy.")] = "auto",
+    dtype: Annotated[
+        Precision | None, typer.Option(help="Working precision.", show_default="the wider one of X and Y")
+    ] = None,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> int:
+    """Find the sparsest weights of one layer within a stated error, with a certificate.
+
+    Ctrl-C stops at the next iteration; the best weights so far are written with their certificate.
+    """
+    if (epsilon is None) == (epsilon_abs is None):
+        raise Refused("give one of --epsilon (relative to the norm of Y on Omega) and --epsilon-abs")
+    _check_output(output, problem_file)
+    arrays = _load(problem_file, required=("X", "Y"), optional=("omega", "V", "C"))
+    with _door():
+        problem = _problem(
+            arrays,
+            epsilon=epsilon,
+            epsilon_abs=epsilon_abs,
+            linear=linear,
+            neuronwise=neuronwise,
+            unpenalised_row=unpenalised_row,
+            dtype=dtype.value if dtype else None,
+        )
+        display = _Display(gap_tol, quiet)
+        stage = f"solving {problem_file.name}"
+        settings = Settings(
+            gap_tol=gap_tol,
+            feas_tol=feas_tol,
+            max_iterations=max_iterations,
+            time_limit=time_limit,
+            n_threads=threads,
+            backend=backend,
+            callback=lambda check: display(stage, check),
+        )
+    with display:
+        display(stage, None)
+        solution = Solver(problem, settings).solve()
+    about = {
+        "nettrim": __version__,
+        "epsilon_abs": problem.epsilon,
+        "epsilon_relative": problem.epsilon / problem.y_norm if problem.y_norm > 0 else None,
+        "linear": linear,
+        "neuronwise": neuronwise,
+        "unpenalised_row": unpenalised_row,
+        **solution.to_dict(),
+    }
+    _write_solution(output, solution, about)
+    code = _code(solution.status)
+    if as_json:
+        print(to_json(about | {"input": problem_file, "output": output}))
+    elif not quiet:
+        _print_solution(problem, solution, output)
+    if code != CERTIFIED:
+        _complain(_shortfall(solution))
+    return code
+
+
+@app.command()
+def verify(
+    problem_file: Annotated[Path, typer.Argument(metavar="IN.npz", help="The problem that was solved.")],
+    solution_file: Annotated[Path, typer.Argument(metavar="OUT.npz", help="What `nettrim solve` wrote.")],
+    as_json: Json = False,
+) -> int:
+    """Recompute the certificate of a solution in float64 from X, Y, W and the multipliers alone.
+
+    The stored certificate is not used; it is only shown beside the new one. Exit code 0 if the gap and the violations
+    are within the tolerances that the solution claims (or its proof of infeasibility holds), else 2.
+    """
+    arrays = _load(problem_file, required=("X", "Y"), optional=("omega", "V", "C"))
+    stored = _load(solution_file, required=("W", "problem"), optional=("dual", "ray"))
+    about = _read_about(stored["problem"], solution_file)
+    claimed = about["certificate"]
+    with _door(f"{problem_file} and {solution_file} do not fit: "):
+        problem = _problem(
+            arrays,
+            epsilon_abs=about["epsilon_abs"],
+            linear=about["linear"],
+            neuronwise=about["neuronwise"],
+            unpenalised_row=about["unpenalised_row"],
+            dtype=np.result_type(about["settings"]["dtype"], *(arrays[k] for k in "XY" if arrays[k].dtype.kind == "f")),
+        )
+        certificate = certify(problem, stored["W"], stored.get("dual"))
+        infeasible = about["status"] == Status.INFEASIBLE.value
+        forced = verify_ray(problem, stored["ray"]) if infeasible and "ray" in stored else None
+    gap_tol, feas_tol = about["settings"]["gap_tol"], about["settings"]["feas_tol"]
+    if infeasible:
+        holds = forced is not None and forced >= RAY_PROVES
+    else:
+        holds = certificate.holds(gap_tol, feas_tol)
+    if as_json:
+        print(
+            to_json(
+                {
+                    "holds": holds,
+                    "status": about["status"],
+                    "epsilon_abs": problem.epsilon,
+                    "epsilon_relative": problem.epsilon / problem.y_norm if problem.y_norm > 0 else None,
+                    "gap_tol": gap_tol,
+                    "feas_tol": feas_tol,
+                    "ray_forces": forced,
+                    "recomputed": certificate,
+                    "stored": claimed,
+                }
+            )
+        )
+    else:
+        _print_verdict(problem, certificate, claimed, gap_tol, feas_tol, infeasible, forced)
+    if holds:
+        return CERTIFIED
+    if infeasible:
+        _complain("does not hold: the ray does not prove that nothing is feasible")
+    else:
+        _complain(f"does not hold: gap {certificate.gap:.2e}, violation {certificate.violation:.2e}")
+    return NOT_CONVERGED
+
+
+@app.command()
+def doctor(as_json: Json = False) -> int:
+    """Show versions, BLAS, threads, GPUs, optional packages and data, and solve a small layer as a self-check."""
+    from nettrim.doctor import examine
+
+    found = examine()
+    holds = found["self_check"]["status"] == Status.SOLVED.value
+    if as_json:
+        print(to_json(found))
+    else:
+        _print_findings(found)
+    if not holds:
+        _complain(f"the self-check failed: {found['self_check']['message']}")
+    return CERTIFIED if holds else NOT_CONVERGED
+
+
+# files
+
+
+def _load(path: Path, required: Sequence[str], optional: Sequence[str]) -> dict[str, np.ndarray]:
+    """Named arrays of an npz file; never unpickles."""
+    import zipfile
+
+    if path.is_dir():
+        raise Refused(f"{path} is a folder, not an .npz file")
+    try:
+        with open(path, "rb") as file:
+            if file.read(2) != b"PK":
+                raise Refused(f"{path} is not an .npz file (a zip of arrays, as numpy.savez writes it)")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as bundle:
+                missing = [name for name in required if name not in bundle.files]
+                if missing:
+                    held = ", ".join(sorted(bundle.files)) or "nothing"
+                    raise Refused(f"{path} lacks {' and '.join(missing)}; it holds {held}")
+                return {name: _member(bundle, name, path) for name in (*required, *optional) if name in bundle.files}
+    except FileNotFoundError as error:
+        raise Refused(f"{path} does not exist") from error
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise Refused(f"{path} is not a readable .npz file: {error}") from error
+
+
+def _member(bundle: Any, name: str, path: Path) -> np.ndarray:
+    import zipfile
+    import zlib
+
+    try:
+        array = bundle[name]
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            raise Refused(
+                f"{name} in {path} is an array of Python objects, which would need pickle: refused"
+            ) from error
+        raise Refused(f"{name} in {path} cannot be read: {error}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+        raise Refused(f"{name} in {path} cannot be read: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise Refused(f"{name} in {path} is not an array")
+    return array
+
+
+def _check_output(output: Path, problem_file: Path) -> None:
+    """Refuse, before the work is done, what could not be written after it."""
+    if output.exists() and problem_file.exists() and output.samefile(problem_file):
+        raise Refused(f"--output {output} is the input itself")
+    if output.exists() and not output.is_file():
+        raise Refused(f"--output {output} is not a regular file")
+    folder = Path(os.path.realpath(output)).parent
+    if not folder.is_dir():
+        raise Refused(f"--output: the folder {folder} does not exist")
+    if not os.access(folder, os.W_OK):
+        raise Refused(f"--output: the folder {folder} cannot be written to")
+
+
+def _write_solution(path: Path, solution: Solution, about: dict[str, Any]) -> None:
+    arrays: dict[str, Any] = {"W": solution.W, "problem": np.str_(to_json(about))}
+    for name in ("dual", "ray"):
+        array = getattr(solution, name)
+        if array is not None:
+            arrays[name] = array
+    with write_atomically(path) as file:
+        np.savez(file, **arrays)
+
+
+def _read_about(text: np.ndarray, path: Path) -> dict[str, Any]:
+    """What `solve` stored about the problem, with the fields that `verify` relies on checked."""
+    number, text_type, flag = (int, float), str, bool
+    fields: dict[str, Any] = {
+        "epsilon_abs": number,
+        "linear": flag,
+        "neuronwise": flag,
+        "unpenalised_row": (int, type(None)),
+        "status": text_type,
+        "settings": dict,
+        "certificate": dict,
+    }
+    try:
+        about = json.loads(str(text))
+        for name, kind in fields.items():
+            if not isinstance(about[name], kind):
+                raise TypeError(f"{name} is {about[name]!r}")
+        for name in ("gap_tol", "feas_tol"):
+            if not isinstance(about["settings"][name], number):
+                raise TypeError(f"settings.{name} is {about['settings'][name]!r}")
+        np.dtype(Precision(about["settings"]["dtype"]).value)
+    except (ValueError, TypeError, KeyError) as error:
+        raise Refused(f"'problem' in {path} is not what nettrim solve writes: {error}") from error
+    return about
+
+
+def _problem(
+    arrays: dict[str, np.ndarray],
+    *,
+    epsilon: float | None = None,
+    epsilon_abs: float | None = None,
+    linear: bool,
+    neuronwise: bool,
+    unpenalised_row: int | None,
+    dtype: Any,
+) -> Problem:
+    X, Y = arrays["X"], arrays["Y"]
+    if linear and "omega" in arrays:
+        raise ValueError("--linear cannot be combined with an array omega: it says that every entry is in Omega")
+    omega = "linear" if linear else arrays.get("omega", "active")
+    C = arrays.get("C", np.float32(1))
+    if unpenalised_row is not None:
+        N, M = (X.shape[0], Y.shape[0]) if X.ndim == Y.ndim == 2 else (0, 0)
+        if not -N <= unpenalised_row < N:
+            raise ValueError(f"--unpenalised-row must be between {-N} and {N - 1}; got {unpenalised_row}")
+        # a wrong C is left to the library's own check
+        if C.ndim == 0:
+            C = np.full((N, 1), C, np.result_type(C.dtype, np.float32))
+        elif C.shape == (N,):
+            C = C.reshape(N, 1)
+        if C.shape in ((N, 1), (N, M)):
+            C = C.copy()
+            C[unpenalised_row] = 0
+    return Problem(
+        X,
+        Y,
+        epsilon,
+        epsilon_abs=epsilon_abs,
+        omega=omega,
+        V=arrays.get("V", 0.0),
+        C=C,
+        neuronwise=neuronwise,
+        dtype=dtype,
+    )
+
+
+def _shortfall(solution: Solution) -> str:
+    """Why a solution is not certified, and which option would help."""
+    advice = {
+        Status.SOLVED_INACCURATE: "raise --max-iterations, or try --dtype float64",
+        Status.MAX_ITERATIONS: "raise --max-iterations, or loosen --gap-tol or --feas-tol",
+        Status.TIME_LIMIT: "raise --time-limit",
+        Status.INTERRUPTED: "the best weights so far were written",
+    }
+    if solution.status not in advice:
+        return f"{solution.status}: {solution.message}"
+    c, s = solution.certificate, solution.settings
+    return (
+        f"{str(solution.status).replace('_', ' ')}: gap {c.gap:.1e} (asked {s['gap_tol']:g}),"
+        f" violation {c.violation:.1e} (asked {s['feas_tol']:g}); {advice[solution.status]}"
+    )
+
+
+def _code(status: Status) -> int:
+    if status is Status.SOLVED:
+        return CERTIFIED
+    return INFEASIBLE if status is Status.INFEASIBLE else NOT_CONVERGED
+
+
+# what is shown
+
+
+class _Display:
+    """Progress on the standard error: a bar on a terminal, else a line every few seconds; nothing for short work.
+
+    Called with the name of a stage and None, or the row of a solver's check.
+    """
+
+    def __init__(self, gap_tol: float, quiet: bool = False):
+        self.gap_tol, self.quiet = gap_tol, quiet
+        self.bar: Any = None
+        self.task: Any = None
+        self.stage = ""
+        self.first_gap = 1.0
+        self.line_at = time.monotonic() + LINE_EVERY
+
+    def __enter__(self) -> _Display:
+        if self.quiet or not sys.stderr.isatty():
+            return self
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[state]}", markup=False),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self.task = self.bar.add_task(self.stage, total=1.0, state="")
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def __call__(self, stage: str, check: dict[str, Any] | None) -> None:
+        state, done = "", 0.0
+        if check is None or stage != self.stage:
+            self.first_gap = 1.0
+        self.stage = stage
+        if check is not None:
+            gap = abs(check["gap"])
+            self.first_gap = max(self.first_gap, gap)
+            state = f"gap {gap:.1e} ({self.gap_tol:.0e} asked)"
+            if gap > 0 and self.first_gap > self.gap_tol:
+                done = math.log(self.first_gap / gap) / math.log(self.first_gap / self.gap_tol)
+                # a full bar would stop the clock, while the violation may still have to fall
+                done = min(max(done, 0.0), 0.99)
+        if self.bar is not None:
+            self.bar.update(self.task, description=stage, completed=done, state=state)
+        elif not self.quiet and time.monotonic() >= self.line_at:
+            self.line_at = time.monotonic() + LINE_EVERY
+            print(f"nettrim: {stage}{': ' + state if state else ''}", file=sys.stderr, flush=True)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=PLAIN_WIDTH)
+
+
+def _print_lines(console: Any, lines: Sequence[str]) -> None:
+    for line in lines:
+        # as it is: no markup, and paths are not broken
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _print_solution(problem: Problem, solution: Solution, output: Path) -> None:
+    c, s = solution.certificate, solution.settings
+    relative = f" = {problem.epsilon / problem.y_norm:.4g} ||Y||" if problem.y_norm > 0 else ""
+    kind = "linear" if problem.linear else "ReLU"
+    each = ", an equal share per neuron" if problem.neuronwise else ""
+    lines = [
+        f"layer       {problem.N} inputs, {problem.M} neurons, {problem.P} samples, {kind}, {problem.dtype}",
+        f"status      {solution.status}",
+        f"kept        {c.nnz} of {solution.W.size} weights ({c.density:.2%})",
+        f"error       {c.discrepancy:.4%} of ||Y|| on Omega; allowed epsilon = {problem.epsilon:.6g}{relative}{each}",
+        f"objective   {c.objective:.8g}, proved to be at least {c.dual_bound:.8g}",
+        f"gap         {c.gap:.2e} (tolerance {s['gap_tol']:g})",
+        f"violation   {c.violation:.2e} (tolerance {s['feas_tol']:g})",
+        f"time        {solution.seconds['total']:.2f} s, {solution.iterations} iterations",
+        f"written to  {output}",
+    ]
+    if solution.status is Status.INFEASIBLE:
+        if solution.smallest_epsilon is not None:
+            lines[4:7] = [f"needs       epsilon >= {solution.smallest_epsilon:.6g}"]
+        else:
+            lines[4:7] = ["needs       other bounds V: no epsilon works"]
+    _print_lines(_console(), lines)
+
+
+def _print_verdict(
+    problem: Problem,
+    certificate: Certificate,
+    claimed: dict[str, Any],
+    gap_tol: float,
+    feas_tol: float,
+    infeasible: bool,
+    forced: float | None,
+) -> None:
+    relative = f" ({problem.epsilon / problem.y_norm:.4g} ||Y_Omega||_F)" if problem.y_norm > 0 else ""
+    console = _console()
+    rows = []
+    shown: dict[str, float | None] = {"objective": None, "discrepancy": None, "nnz": None}
+    if not infeasible:
+        within_feas: dict[str, float | None] = {"ball_violation": feas_tol, "inequality_violation": feas_tol}
+        shown = {"objective": None, "dual_bound": None, "gap": gap_tol} | within_feas | shown
+    for name, tolerance in shown.items():
+        value, old = getattr(certificate, name), claimed.get(name)
+        within = "" if tolerance is None else ("yes" if abs(value) <= tolerance else "NO")
+        rows.append(
+            {
+                "": name.replace("_", " "),
+                "recomputed": f"{value:.8g}",
+                "stored": f"{old:.8g}" if isinstance(old, (int, float)) else "-",
+                "tolerance": f"{tolerance:g}" if within else "",
+                "within": within,
+            }
+        )
+    console.print(table(rows))
+    lines = [f"epsilon = {problem.epsilon:.6g}{relative}"]
+    if infeasible:
+        least = (
+            "is missing" if forced is None else f"forces any W to a norm of {forced:.1e} times a dense layer's or more"
+        )
+        lines.append(f"Claimed to be infeasible; the ray {least}.")
+        holds = forced is not None and forced >= RAY_PROVES
+    else:
+        holds = certificate.holds(gap_tol, feas_tol)
+    proof = "proof of infeasibility" if infeasible else "certificate"
+    lines.append(f"The {proof} holds." if holds else f"The {proof} does NOT hold.")
+    _print_lines(console, lines)
+
+
+def _print_findings(found: dict[str, Any]) -> None:
+    console = _console()
+    facts = list(found["versions"].items())
+    facts.append(("cores", f"{found['cores']} usable; Numba uses {found['numba_threads']} threads"))
+    facts += [
+        ("BLAS", f"{blas['library']} {blas['version']}, {blas['threads']} threads, {blas['used_by']}")
+        for blas in found["blas"]
+    ]
+    facts += [("GPU", gpu) for gpu in found["gpus"] or ["none found"]]
+    facts.append(("data", found["data"]["message"]))
+    check = found["self_check"]
+    facts.append(
+        (
+            "self-check",
+            f"{check['status']}: gap {check['gap']:.1e}, violation {check['violation']:.1e};"
+            f" {check['seconds']:.2f} s, {check['first_seconds']:.1f} s the first time (with compilation)",
+        )
+    )
+    lines = [f"{name:<15}{fact}" for name, fact in facts]
+    _print_lines(console, lines)
+    rows = [
+        {
+            "optional package": package["name"],
+            "version": package["version"] or "-",
+            "": "" if package["version"] else f"pip install 'nettrim[{package['extra']}]'",
+        }
+        for package in found["optional"]
+    ]
+    console.print(table(rows, left=list(rows[0])))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
