@@ -54,14 +54,17 @@ $(BIN)/python:
 	  || { rm -rf $(VENV); echo "cannot create $(VENV): install Python's venv module (Debian: python3-venv)" >&2; exit 1; }
 
 $(VENV)/demo.stamp: pyproject.toml setup.py | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	@echo "installing nettrim[demo] into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --editable ".[demo]"
 	@touch $@
 
 # dev holds demo
 $(VENV)/dev.stamp: pyproject.toml setup.py | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@echo "installing nettrim[dev] into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@ $(VENV)/demo.stamp
 
 $(VENV)/docs.stamp: pyproject.toml setup.py | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	@echo "installing nettrim[docs] into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	@touch $@

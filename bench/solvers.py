@@ -147,12 +147,12 @@ def published(threads: int, cap: float, repeats: int, record: dict) -> None:
     print(record["published_summary"])
 
 
-def cvxpy_rows(threads: int, limit: float, repeats: int, record: dict) -> None:
+def cvxpy_rows(threads: int, limit: float, repeats: int, solvers: list[str], record: dict) -> None:
     from nettrim import reference
 
     rows = record.setdefault("cvxpy", [])
     done = {(r["M"], r["P"], r["solver"]) for r in rows}
-    for solver in ("CLARABEL", "SCS"):
+    for solver in solvers:
         for M, P in ((10, 1000), (10, 2000), (50, 1000), (50, 2000)):
             if (M, P, solver) in done:
                 continue
@@ -206,6 +206,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--cap", type=float, default=40.0, help="stop the published algorithm at this ratio (default 40)")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for cvxpy's solvers (default 600)")
+    parser.add_argument("--solvers", default="CLARABEL,SCS", help="cvxpy's, separated by commas")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--fresh", action="store_true", help="forget the part's earlier results")
     args = parser.parse_args()
@@ -219,7 +220,7 @@ def main() -> None:
     if args.part == "published":
         published(threads, args.cap, args.repeats, record)
     else:
-        cvxpy_rows(threads, args.limit, args.repeats, record)
+        cvxpy_rows(threads, args.limit, args.repeats, args.solvers.split(","), record)
 
 
 if __name__ == "__main__":

@@ -17,3 +17,12 @@ from nettrim.solver import Solver, solve
 __all__ = ["Certificate", "Gram", "Problem", "Settings", "Solution", "Solver", "Status", "certify", "solve", "verify_ray"]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    # `nt.reference` without importing cvxpy, or anything else, with the package
+    if name == "reference":
+        import importlib
+
+        return importlib.import_module("nettrim.reference")
+    raise AttributeError(f"module 'nettrim' has no attribute {name!r}")

@@ -139,8 +139,8 @@ def _options(
     pass
 
 
-@app.command()
-def demo(
+@app.command("demo")
+def _demo(
     epsilon: Annotated[
         float, typer.Option(help="Error allowed in each hidden layer, relative to the norm of its outputs.")
     ] = 0.1,
@@ -199,8 +199,8 @@ def demo(
     return code
 
 
-@app.command()
-def solve(
+@app.command("solve")
+def _solve(
     problem_file: Annotated[
         Path, typer.Argument(metavar="IN.npz", help="Holds X (N x P), Y (M x P) and, if wanted, omega, V and C.")
     ],
@@ -284,8 +284,8 @@ def solve(
     return code
 
 
-@app.command()
-def verify(
+@app.command("verify")
+def _verify(
     problem_file: Annotated[Path, typer.Argument(metavar="IN.npz", help="The problem that was solved.")],
     solution_file: Annotated[Path, typer.Argument(metavar="OUT.npz", help="What `nettrim solve` wrote.")],
     as_json: Json = False,
@@ -297,6 +297,9 @@ def verify(
     """
     arrays = _load(problem_file, required=("X", "Y"), optional=("omega", "V", "C"))
     stored = _load(solution_file, required=("W", "problem"), optional=("dual", "ray"))
+    for name in stored.keys() - {"problem"}:
+        if stored[name].dtype.kind != "f":
+            raise Refused(f"{name} in {solution_file} must be of a floating dtype; got {stored[name].dtype}")
     about = _read_about(stored["problem"], solution_file)
     claimed = about["certificate"]
     with _door(f"{problem_file} and {solution_file} do not fit: "):
@@ -343,8 +346,8 @@ def verify(
     return NOT_CONVERGED
 
 
-@app.command()
-def doctor(as_json: Json = False) -> int:
+@app.command("doctor")
+def _doctor(as_json: Json = False) -> int:
     """Show versions, BLAS, threads, GPUs, optional packages and data, and solve a small layer as a self-check."""
     from nettrim.doctor import examine
 

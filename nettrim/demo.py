@@ -496,8 +496,7 @@ def _colours() -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
     made = LinearSegmentedColormap.from_list("signed", ["#053061", _BLUE, "#dfe3e6", _ORANGE, "#67200a"])
-    made.set_bad("white")
-    return made
+    return made.with_extremes(bad="white")
 
 
 def _tiles(weights: np.ndarray) -> np.ndarray:

@@ -88,6 +88,11 @@ class Gram:
     ----------
     N, M : int
         Numbers of inputs and outputs.
+
+    Raises
+    ------
+    ValueError
+        N or M is not a positive integer.
     """
 
     def __init__(self, N: int, M: int):
@@ -107,8 +112,15 @@ class Gram:
     def add(self, X: np.ndarray, Y: np.ndarray) -> Gram:
         """Add samples, X of N x P and Y of M x P, and return the Gram itself.
 
+        Parameters
+        ----------
+        X : (N, P) array
+        Y : (M, P) array
+
         Raises
         ------
+        TypeError
+            X or Y is not of a floating dtype.
         ValueError
             Shapes that do not fit, or values that are not finite (nothing is added then).
         """
@@ -152,6 +164,7 @@ class ReducedLinear(NamedTuple):
 
     @classmethod
     def from_gram(cls, gram: Gram) -> ReducedLinear:
+        """Square root of the moments; eigenvalues below 1e-13 of the largest count as zero."""
         E, Q = np.linalg.eigh(gram.XX)
         keep = E > max(E[-1], 0) * _RANK_TOL
         if not keep.any():

@@ -80,7 +80,9 @@ def cost(loop: Any, W: np.ndarray) -> float:
     return float(8 / loop.dtype.itemsize * flops / (4.0 * N * M * P + 2.0 * N * N * M))
 
 
-def polish(loop: Any, W: np.ndarray, multiplier: np.ndarray, gap_tol: float, feas_tol: float) -> Polished | None:
+def polish(
+    loop: Any, W: np.ndarray, multiplier: np.ndarray, gap_tol: float, feas_tol: float, rounds: int = ROUNDS
+) -> Polished | None:
     """Proposal made of each neuron's best pair after a few rounds; None if no neuron gained.
 
     Parameters
@@ -93,8 +95,10 @@ def polish(loop: Any, W: np.ndarray, multiplier: np.ndarray, gap_tol: float, fea
         Its multipliers; overwritten with the proposal's.
     gap_tol, feas_tol : float
         A neuron is finished when its share of the gap and of the violation is a tenth of these.
+    rounds : int
+        Active-set corrections at most.
     """
-    return _Polish(loop, W, multiplier, gap_tol, feas_tol).run()
+    return _Polish(loop, W, multiplier, gap_tol, feas_tol).run(rounds)
 
 
 class _Polish:
@@ -125,11 +129,11 @@ class _Polish:
         self.spent = np.zeros(M)
         self.score = np.full(M, np.inf)
 
-    def run(self) -> Polished | None:
+    def run(self, rounds: int) -> Polished | None:
         todo = np.arange(self.W.shape[1])
         self.spent, excess, _ = self.loop.violations(self.W)[0], 0, 0
         started = False
-        for round_ in range(1, ROUNDS + 1):
+        for round_ in range(1, rounds + 1):
             self._solve(todo)
             self._level()
             if not started:

@@ -119,6 +119,13 @@ class Problem:
         epsilon, epsilon_abs, C, neuronwise, dtype
             As in `Problem`; the default dtype is float64. At float64 precision the moments carry errors of about
             ``1e-7 ||Y||_F``, so radii below ``1e-5 ||Y||_F`` are refused.
+
+        Raises
+        ------
+        TypeError
+            `gram` is not a Gram, or a dtype or flag is wrong.
+        ValueError
+            An empty Gram, a radius that is negative or too small, or a wrong C.
         """
         if not isinstance(gram, Gram):
             raise TypeError(f"gram must be a nettrim.Gram; got {type(gram).__name__}")

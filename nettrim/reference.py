@@ -63,6 +63,8 @@ def solve(
     ------
     ImportError
         cvxpy is not installed.
+    TypeError
+        `problem` is not a Problem.
     ValueError
         An unknown solver.
     """

@@ -93,7 +93,13 @@ class Settings:
 
     @classmethod
     def make(cls, **values: Any) -> Settings:
-        """Settings from keywords; an unknown name raises a TypeError that suggests the nearest known one."""
+        """Settings from keywords.
+
+        Raises
+        ------
+        TypeError
+            An unknown name (the message suggests the nearest known one) or a wrong type.
+        """
         for name in values:
             if name not in cls.names():
                 near = difflib.get_close_matches(name, cls.names(), n=1)

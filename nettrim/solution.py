@@ -116,6 +116,8 @@ class Solution:
         For an infeasible problem, Lambda with X Lambda^T = 0, the right signs and a positive dual value.
     history : list of dict
         One row per check: iteration, objective, dual bound, gap, seconds.
+    settings : dict
+        Settings of the solve, with the backend and dtype used.
     """
 
     W: np.ndarray
@@ -218,9 +220,27 @@ def verify_ray(problem: Problem, ray: np.ndarray) -> float:
     A ray L with the right signs, a positive dual value d and X L^T = 0 proves that nothing is feasible. In floating
     point X L^T is only nearly zero; then every feasible W has an objective of at least d / max |X L^T / C|. The
     value returned is that bound over the objective of a dense W of typical size (outputs over inputs).
+
+    Parameters
+    ----------
+    problem : Problem
+    ray : (M, P) array
+        As `dual` in `certify`: (N + 1, M) when `Problem.compact`.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        `ray` has the wrong shape.
     """
     view = _view(problem)
-    linear, squares, H = view.multiplier(np.asarray(ray, np.float64))
+    ray = np.asarray(ray, np.float64)
+    if ray.shape != view.dual_shape:
+        raise ValueError(f"ray must have the shape {view.dual_shape}; got {ray.shape}")
+    linear, squares, H = view.multiplier(ray)
     value = -float(linear.sum()) - _ball_term(problem, np.sqrt(squares))
     if value <= 0:
         return 0.0

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from nettrim import backends
+from nettrim import backends, vertex
 from nettrim.admm import Check, Factor, Loop, State
 from nettrim.infeasible import Proof, compact_proof, prove
 from nettrim.interrupt import Interrupt
 from nettrim.operators import Dense, Gram, ReducedLinear
-from nettrim.polish import cost, polish
+from nettrim.polish import ROUNDS, cost, polish
 from nettrim.problem import Problem
 from nettrim.settings import Settings
 from nettrim.solution import Certificate, Solution, Status, certify
@@ -51,7 +51,9 @@ class Solver:
     ----------
     problem : Problem
     settings : Settings, optional
-        Or give the fields of `Settings` as keywords.
+        How to solve.
+    **values
+        Or the fields of `Settings` as keywords.
 
     Raises
     ------
@@ -132,6 +134,8 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.found: tuple[np.ndarray, np.ndarray, Certificate] | None = None
         self.polish_at = POLISH_AT
+        self.tried_vertex = False
+        self.callback_stops = False
         self.polish_below = max(POLISH_TIMES * self.settings.gap_tol, POLISH_FROM)
         # tightened when the certificate refuses what the loop's estimates had passed
         self.margin = 1.0
@@ -173,6 +177,21 @@ class _Run:
 
     def _accept(self, check: Check) -> bool:
         """Whether the check's iterate, or what polishing makes of it, is certified within the tolerances."""
+        self._report(check)
+        s = self.settings
+        if check.last:
+            return self._certified(check.weights, check.multiplier()) or self._polish(check)
+        if abs(check.gap) <= self.margin * s.gap_tol:
+            if self._violation(check.weights) <= self.margin * s.feas_tol:
+                if self._certified(check.weights, check.multiplier()):
+                    return True
+                self.margin = max(0.5 * self.margin, 0.1)
+            # nearly there: polishing repairs what is violated
+            return abs(check.gap) <= self.polish_below and self._polish(check)
+        return self._worth_polishing(check) and self._polish(check)
+
+    def _report(self, check: Check) -> None:
+        """Record the check, print it, and tell the callback."""
         s = self.settings
         row = {
             "iteration": check.iteration,
@@ -186,20 +205,11 @@ class _Run:
             if len(self.history) == 1:
                 print(f"{'iteration':>9} {'objective':>13} {'dual bound':>13} {'gap':>9} {'seconds':>8}")
             print("{iteration:9d} {objective:13.6g} {dual_bound:13.6g} {gap:9.1e} {seconds:8.2f}".format(**row))
-        if check.last:
-            return self._certified(check.weights, check.multiplier()) or self._polish(check)
-        if abs(check.gap) <= self.margin * s.gap_tol:
-            if self._violation(check.weights) <= self.margin * s.feas_tol:
-                if self._certified(check.weights, check.multiplier()):
-                    return True
-                self.margin = max(0.5 * self.margin, 0.1)
-            # nearly there: polishing repairs what is violated
-            return abs(check.gap) <= self.polish_below and self._polish(check)
-        return self._worth_polishing(check) and self._polish(check)
+        self.callback_stops = s.callback is not None and bool(s.callback(dict(row)))
 
     def _observe(self, check: Check) -> str | None:
-        """Callback, and suspicion of infeasibility: a lower bound far above the iterate's objective."""
-        if self.settings.callback is not None and self.settings.callback(dict(self.history[-1])):
+        """The callback's wish, and suspicion of infeasibility: a lower bound far above the iterate's objective."""
+        if self.callback_stops:
             self._certified(check.weights, check.multiplier())
             return "interrupted"
         self.suspicious = self.suspicious + 1 if check.gap < -0.5 else 0
@@ -233,7 +243,18 @@ class _Run:
             return False
         self.polish_below = min(self.polish_below, abs(check.gap) / 3)
         began = time.perf_counter()
-        result = polish(self.loop, check.weights, check.multiplier().copy(), s.gap_tol, s.feas_tol)
+        weights, multiplier, rounds = check.weights, None, ROUNDS
+        if not self.tried_vertex and vertex.worthwhile(self.loop):
+            self.tried_vertex = True
+            found = vertex.solve(self.loop)
+            if found is not None:
+                if self._certified(*found, polished=True):
+                    return True
+                weights, multiplier = found
+                rounds = 10 * ROUNDS
+        if multiplier is None:
+            multiplier = check.multiplier().copy()
+        result = polish(self.loop, weights, multiplier, s.gap_tol, s.feas_tol, rounds)
         self.seconds["polish"] += time.perf_counter() - began
         if result is None or result.gap > s.gap_tol or result.violation > s.feas_tol:
             return False
