@@ -105,7 +105,10 @@ def main() -> None:
     args = parser.parse_args()
     threads = fix_threads(args.threads)
     rows = []
-    print(f"{'layer':>5} {'dtype':>8} {'N':>5} {'M':>5} {'iteration':>10} {'products':>9} {'ratio':>6} {'GF/s':>6} {'of peak':>8}")
+    print(
+        f"{'layer':>5} {'dtype':>8} {'N':>5} {'M':>5} {'iteration':>10} {'products':>9} {'ratio':>6} {'GF/s':>6} "
+        f"{'of peak':>8}"
+    )
     for dtype in (np.float32, np.float64):
         for index in (0, 1, 2):
             row = measure(index, args.samples, dtype, threads, args.repeats)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import os
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def train() -> Path:
     """Adam, cross-entropy, inverted dropout on the hidden layers, learning rate decaying to zero; seeded."""
     X, y = images("train")
     rng = np.random.default_rng(SEED)
-    sizes = list(zip(SIZES[:-1], SIZES[1:], strict=True))
+    sizes = list(pairwise(SIZES))
     weights = [rng.standard_normal(s).astype(np.float32) * np.float32(np.sqrt(2 / s[0])) for s in sizes]
     biases = [np.zeros(s[1], np.float32) for s in sizes]
     state = [np.zeros_like(p) for p in weights + biases], [np.zeros_like(p) for p in weights + biases]
@@ -82,7 +83,9 @@ def train() -> Path:
                 m += np.float32(0.1) * (g - m)
                 v += np.float32(0.001) * (g * g - v)
                 q -= np.float32(rate * np.sqrt(1 - 0.999**step) / (1 - 0.9**step)) * m / (np.sqrt(v) + np.float32(1e-8))
-        print(f"epoch {epoch + 1:2d}  test accuracy {accuracy(weights, biases):.4f}  {time.perf_counter() - began:.1f} s")
+        print(
+            f"epoch {epoch + 1:2d}  test accuracy {accuracy(weights, biases):.4f}  {time.perf_counter() - began:.1f} s"
+        )
     CACHE.parent.mkdir(exist_ok=True)
     named = {f"W{i}": W for i, W in enumerate(weights)} | {f"b{i}": b for i, b in enumerate(biases)}
     np.savez(CACHE, **named)
@@ -108,7 +111,9 @@ def layer(index: int, P: int, seed: int = 0, dtype: type = np.float32, neurons: 
     weights, biases = network()
     chosen = np.random.default_rng(seed).permutation(60000)[:P]
     S = images("train")[0][chosen]
-    acts = forward([w.astype(np.float64) for w in weights], [b.astype(np.float64) for b in biases], S.astype(np.float64))
+    acts = forward(
+        [w.astype(np.float64) for w in weights], [b.astype(np.float64) for b in biases], S.astype(np.float64)
+    )
     X = np.vstack([acts[index].T, np.ones((1, P))])
     Y = acts[index + 1].T[:neurons]
     return np.ascontiguousarray(X, dtype), np.ascontiguousarray(Y, dtype), index == 3

@@ -27,8 +27,8 @@ def published(record: dict) -> list[str]:
     env = record["environment"]["published"]
     out = [
         "**Time to a certificate (gap 1e-3, violation 1e-3), against Algorithm 5.1 as published.** "
-        "MNIST network 784-300-1000-100-10, all neurons, P = 5000, float32 against float64 (as published), the better of "
-        "rho = 1 and 100. `>=`: the published algorithm had not reached the certificate when it was stopped.",
+        "MNIST network 784-300-1000-100-10, all neurons, P = 5000, float32 against float64 (as published), the better "
+        "of rho = 1 and 100. `>=`: the published algorithm had not reached the certificate when it was stopped.",
         "",
         "| layer | N x P -> M | epsilon | kept | nettrim | published | ratio |",
         "|---|---|---|---|---|---|---|",
@@ -47,8 +47,8 @@ def published(record: dict) -> list[str]:
     measured = f"{len(rows)} of 12 cells measured" if len(rows) < 12 else "12 cells"
     out += [
         "",
-        f"Median ratio {s['median_ratio']:.1f}, smallest {s['min_ratio']:.1f} ({measured}, {s['lower_bounds']} of them lower "
-        f"bounds: runs are stopped at {env['cap']:g} times nettrim's time). {environment(env)}.",
+        f"Median ratio {s['median_ratio']:.1f}, smallest {s['min_ratio']:.1f} ({measured}, {s['lower_bounds']} of them "
+        f"lower bounds: runs are stopped at {env['cap']:g} times nettrim's time). {environment(env)}.",
         "",
     ]
     return out
@@ -60,8 +60,8 @@ def cvxpy(record: dict) -> list[str]:
         return []
     env = record["environment"]["cvxpy"]
     out = [
-        "**Against cvxpy at gap 1e-6 (float64).** First neurons of layer 2, epsilon 0.1; a solver that does not reach the "
-        f"certificate within {env['limit']:g} s is charged that time.",
+        "**Against cvxpy at gap 1e-6 (float64).** First neurons of layer 2, epsilon 0.1; a solver that does not reach "
+        f"the certificate within {env['limit']:g} s is charged that time.",
         "",
         "| solver | N x P -> M | nettrim | cvxpy | ratio |",
         "|---|---|---|---|---|",
@@ -97,8 +97,8 @@ def scaling(record: dict | None) -> list[str]:
     if not record:
         return []
     out = [
-        "**Scaling** (epsilon 0.1, default tolerances, float32; peak memory above the loaded inputs, against the promise of "
-        "3 M x P + 4 N x N float64 + 50 MB).",
+        "**Scaling** (epsilon 0.1, default tolerances, float32; peak memory above the loaded inputs, against the "
+        "promise of 3 M x P + 4 N x N float64 + 50 MB).",
         "",
         "| N x P -> M | iterations | seconds | ms per iteration | peak MB | promised MB |",
         "|---|---|---|---|---|---|",
@@ -106,11 +106,12 @@ def scaling(record: dict | None) -> list[str]:
     for series in record["series"].values():
         for r in series["rows"]:
             out.append(
-                f"| {r['N']} x {r['P']} -> {r['M']} | {r['iterations']} | {r['seconds']:.2f} | {r['ms_per_iteration']:.1f} "
-                f"| {r['peak_megabytes']:.0f} | {r['promised_megabytes']:.0f} |"
+                f"| {r['N']} x {r['P']} -> {r['M']} | {r['iterations']} | {r['seconds']:.2f} "
+                f"| {r['ms_per_iteration']:.1f} | {r['peak_megabytes']:.0f} | {r['promised_megabytes']:.0f} |"
             )
     slopes = "; ".join(
-        f"{name}: {s['slopes']['ms_per_iteration']:.2f} (time of an iteration), {s['slopes']['seconds']:.2f} (whole solve)"
+        f"{name}: {s['slopes']['ms_per_iteration']:.2f} (time of an iteration), "
+        f"{s['slopes']['seconds']:.2f} (whole solve)"
         for name, s in record["series"].items()
     )
     return [*out, "", f"Log-log slopes against {slopes}. {environment(record['environment'])}.", ""]

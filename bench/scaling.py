@@ -108,7 +108,14 @@ def main() -> None:
     for name, points in POINTS.items():
         rows = []
         for point in points:
-            command = [sys.executable, str(Path(__file__)), "--threads", str(threads), "--point", ",".join(map(str, point))]
+            command = [
+                sys.executable,
+                str(Path(__file__)),
+                "--threads",
+                str(threads),
+                "--point",
+                ",".join(map(str, point)),
+            ]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(done.stderr)

@@ -132,8 +132,9 @@ def published(threads: int, cap: float, repeats: int, record: dict) -> None:
             }
             rows.append(row)
             print(
-                f"layer {index + 1} epsilon {epsilon:<4}  nettrim {mine['seconds']:6.2f} s ({mine['iterations']} iterations, "
-                f"{mine['status']}, kept {mine['kept']:.1%})  published rho {best.rho:g} {best.seconds:7.1f} s "
+                f"layer {index + 1} epsilon {epsilon:<4}  nettrim {mine['seconds']:6.2f} s "
+                f"({mine['iterations']} iterations, {mine['status']}, kept {mine['kept']:.1%})  "
+                f"published rho {best.rho:g} {best.seconds:7.1f} s "
                 f"({best.iterations} iterations, gap {best.gap:.1e})  ratio {'>=' if row['lower_bound'] else ''}"
                 f"{row['ratio']:.1f}",
                 flush=True,
@@ -204,7 +205,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["published", "cvxpy"])
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--cap", type=float, default=40.0, help="stop the published algorithm at this ratio (default 40)")
+    parser.add_argument(
+        "--cap", type=float, default=40.0, help="stop the published algorithm at this ratio (default 40)"
+    )
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for cvxpy's solvers (default 600)")
     parser.add_argument("--solvers", default="CLARABEL,SCS", help="cvxpy's, separated by commas")
     parser.add_argument("--repeats", type=int, default=3)

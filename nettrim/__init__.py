@@ -14,7 +14,18 @@ from nettrim.settings import Settings
 from nettrim.solution import Certificate, Solution, Status, certify, verify_ray
 from nettrim.solver import Solver, solve
 
-__all__ = ["Certificate", "Gram", "Problem", "Settings", "Solution", "Solver", "Status", "certify", "solve", "verify_ray"]
+__all__ = [
+    "Certificate",
+    "Gram",
+    "Problem",
+    "Settings",
+    "Solution",
+    "Solver",
+    "Status",
+    "certify",
+    "solve",
+    "verify_ray",
+]
 
 __version__ = "0.1.0"
 

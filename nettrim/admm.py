@@ -40,7 +40,7 @@ from nettrim.settings import Settings
 
 __all__ = ["Factor", "Loop", "State"]
 
-#: r starts here times the largest diagonal entry of X X^T (design measurements: 0.3^2 is in the middle of the good ones)
+#: r starts here times the largest diagonal entry of X X^T (0.3^2, in the middle of the good ones)
 BALANCE_START = 0.09
 #: r moves on a grid of this ratio, so that factors are found again
 BALANCE_GRID = 2.0**0.25
@@ -155,7 +155,15 @@ class Loop:
     """
 
     def __init__(
-        self, operator: Any, target: Any, mask: Any, upper: Any, weights: Any, radii: np.ndarray, factor: Factor, backend
+        self,
+        operator: Any,
+        target: Any,
+        mask: Any,
+        upper: Any,
+        weights: Any,
+        radii: np.ndarray,
+        factor: Factor,
+        backend,
     ):
         self.operator, self.factor, self.backend = operator, factor, backend
         self.target, self.mask, self.upper, self.weights = target, mask, upper, weights
@@ -341,4 +349,3 @@ def _schedule() -> Iterator[int]:
     while True:
         k *= ADAPT_GROWTH
         yield k
-

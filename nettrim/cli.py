@@ -78,7 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     command = typer.main.get_command(app)
     try:
-        return command.main(args=arguments, prog_name="nettrim", standalone_mode=False) or 0
+        code = command.main(args=arguments, prog_name="nettrim", standalone_mode=False) or 0
+        if code == 130:  # what typer makes of a KeyboardInterrupt
+            raise KeyboardInterrupt
+        return code
     except Refused as error:
         return _complain(str(error))
     except (KeyboardInterrupt, typer.Abort):
@@ -177,7 +180,9 @@ def _demo(
         "seconds": lambda layer: f"{layer.seconds:.2f}",
     }
     rows = [{"layer": name} | {layer.name: show(layer) for layer in report.layers} for name, show in facts.items()]
-    console.print(table(rows, f"Hidden layers of the digits classifier, pruned with epsilon = {report.epsilon:g}"))
+    title = f"Hidden layers of a digits classifier, pruned with epsilon = {report.epsilon:g}"
+    console.print(title, style="bold", markup=False)
+    console.print(table(rows))
     before, after = (sum(getattr(layer, name) for layer in report.layers) for name in ("weights", "weights_kept"))
     lines = [
         f"weights kept   {after} of {before} ({after / before:.1%}); the last layer, {report.logit_weights} weights,"

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from nettrim.interrupt import Interrupt
 from nettrim.problem import Problem
 from nettrim.report import write_atomically
 from nettrim.settings import Settings
@@ -103,7 +104,7 @@ class DemoReport:
     trade_off : tuple of dict
         For each epsilon: "epsilon", "kept" (fraction of each hidden layer's weights), "accuracy" and "certified".
     certified : bool
-        Whether every layer's solve, those of the trade-off included, ended with the status "solved".
+        Whether every layer's solve, those of the trade-off included, was made and ended with the status "solved".
     interrupted : bool
         Whether Ctrl-C ended it early; what was finished is in the report.
     picture, network : Path or None
@@ -274,18 +275,15 @@ def run_demo(
         A wrong epsilon or setting.
     OSError
         The folder cannot be written to.
+    KeyboardInterrupt
+        Ctrl-C before a layer was begun; later it ends the demonstration early, with a report.
     """
     began = time.perf_counter()
     if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 < epsilon <= 1:
         raise ValueError(f"epsilon must be a number above 0 and at most 1; got {epsilon!r}")
-    tell = progress or (lambda stage, check: None)
-    stage = ""
-
-    def show_check(check: dict[str, Any]) -> None:
-        tell(stage, check)
-
+    watch = _Watch(progress)
     # at these sizes the last iterations cost less than a Newton step
-    settings = Settings(gap_tol=gap_tol, feas_tol=feas_tol, n_threads=n_threads, polish=False, callback=show_check)
+    settings = Settings(gap_tol=gap_tol, feas_tol=feas_tol, n_threads=n_threads, polish=False, callback=watch.check)
     matplotlib = _matplotlib()
     images, labels = digits()
     network = load_network()
@@ -293,46 +291,30 @@ def run_demo(
     layers = _layers(network, sets, epsilon, settings)
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    seconds = {}
-
-    stage = "compiling the kernels"
-    tell(stage, None)
-    seconds["compile"] = _warm_up(settings)
 
     def test_accuracy(solutions: Sequence[Solution]) -> float:
         weights, biases = _replaced(network, solutions)
         return accuracy(weights, biases, sets["test"], labels[network.split["test"]])
 
-    solutions: list[Solution] = []
-    for layer in layers:
-        stage = f"pruning {layer.name}"
-        tell(stage, None)
-        solutions.append(layer.solver.solve())
-        if solutions[-1].status is Status.INTERRUPTED:
-            break
-    seconds["layers"] = time.perf_counter() - began - sum(seconds.values())
-    interrupted = solutions[-1].status is Status.INTERRUPTED
-    reports = tuple(
-        layer.report(W, solution) for layer, W, solution in zip(layers, network.weights, solutions, strict=False)
-    )
-
-    trade_off = [_point(epsilon, solutions, test_accuracy)] if not interrupted else []
-    if not interrupted:
+    seconds = {}
+    with watch:
+        watch.begin("compiling the kernels")
+        seconds["compile"] = _warm_up(settings)
+        solutions = _prune(layers, epsilon, "pruning", watch)
+        if not solutions:
+            raise KeyboardInterrupt
+        seconds["layers"] = time.perf_counter() - began - sum(seconds.values())
+        trade_off = [] if watch.interrupted else [_point(epsilon, solutions, test_accuracy)]
         # outwards from the chosen epsilon, so that each solve starts from a near one
         for value in [e for e in reversed(CURVE) if e < epsilon] + [e for e in CURVE if e > epsilon]:
-            found = []
-            for layer in layers:
-                stage = f"trade-off, epsilon {value:g}, {layer.name}"
-                tell(stage, None)
-                found.append(layer.solver.update(epsilon=value).solve())
-                interrupted = interrupted or found[-1].status is Status.INTERRUPTED
-            if interrupted:
+            found = _prune(layers, value, f"trade-off, epsilon {value:g},", watch)
+            if watch.interrupted:
                 break
             trade_off.append(_point(value, found, test_accuracy))
-        trade_off.sort(key=lambda point: point["epsilon"])
+    trade_off.sort(key=lambda point: point["epsilon"])
     seconds["trade_off"] = time.perf_counter() - began - sum(seconds.values())
 
-    tell("drawing", None)
+    watch.begin("drawing")
     written = folder / "digits_pruned.npz"
     _save(written, network, solutions, epsilon)
     picture = None
@@ -343,21 +325,63 @@ def run_demo(
             figure.savefig(file, format="png", dpi=150, facecolor="white")
     seconds["picture"] = time.perf_counter() - began - sum(seconds.values())
     seconds["total"] = time.perf_counter() - began
+    solved = all(s.status is Status.SOLVED for s in solutions) and all(p["certified"] for p in trade_off)
     return DemoReport(
         epsilon=float(epsilon),
-        layers=reports,
+        layers=tuple(
+            layer.report(W, solution) for layer, W, solution in zip(layers, network.weights, solutions, strict=False)
+        ),
         logit_weights=network.weights[-1].size,
         images={name: len(rows) for name, rows in sets.items()},
         samples={"calibration": layers[0].calibration[0].shape[1], "heldout": layers[0].heldout[0].shape[1]},
         accuracy_dense=test_accuracy([]),
         accuracy_pruned=test_accuracy(solutions),
         trade_off=tuple(trade_off),
-        certified=all(s.status is Status.SOLVED for s in solutions) and all(p["certified"] for p in trade_off),
-        interrupted=interrupted,
+        certified=solved and not watch.interrupted,
+        interrupted=watch.interrupted,
         picture=picture,
         network=written,
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
+
+
+class _Watch:
+    """Reports the progress, and turns Ctrl-C, whenever it comes, into the end of the present solve and of the demo."""
+
+    def __init__(self, progress: Progress | None):
+        self._tell = progress or (lambda stage, check: None)
+        self._stage = ""
+        self._interrupt = Interrupt()
+
+    def __enter__(self) -> None:
+        self._interrupt.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._interrupt.__exit__(*error)
+
+    @property
+    def interrupted(self) -> bool:
+        return self._interrupt.requested
+
+    def begin(self, stage: str) -> None:
+        self._stage = stage
+        self._tell(stage, None)
+
+    def check(self, row: dict[str, Any]) -> bool:
+        """Callback of the solves: whether to stop."""
+        self._tell(self._stage, row)
+        return self.interrupted
+
+
+def _prune(layers: Sequence[_Layer], epsilon: float, verb: str, watch: _Watch) -> list[Solution]:
+    """Solutions of the layers at this epsilon, of fewer if interrupted."""
+    solutions: list[Solution] = []
+    for layer in layers:
+        if watch.interrupted:
+            break
+        watch.begin(f"{verb} {layer.name}")
+        solutions.append(layer.solver.update(epsilon=epsilon).solve())
+    return solutions
 
 
 def _layers(network: Network, sets: dict[str, np.ndarray], epsilon: float, settings: Settings) -> list[_Layer]:

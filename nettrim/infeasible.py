@@ -75,8 +75,9 @@ def prove(problem: Problem, backend: Any) -> Proof | None:
     mask = np.ones(double.Y.shape, bool) if double.mask is None else double.mask
     operator = Dense(double.X, backend, np.float64)
     factor = Factor(operator, backend, np.float64)
-    arrays = (double.Y, mask, double.V, np.zeros_like(double.C))
-    least = _LeastError(operator, *(backend.asarray(a, a.dtype) for a in arrays), double.radii, factor, backend)
+    target, V = backend.asarray(double.Y, np.float64), backend.asarray(double.V, np.float64)
+    no_weights = backend.asarray(np.zeros_like(double.C), np.float64)
+    least = _LeastError(operator, target, backend.asarray(mask, bool), V, no_weights, double.radii, factor, backend)
     start = least.start()
     state = State(0 * start.T, 0 * start.T2, 0 * start.W, factor.balance(1e-3 * factor.size or 1.0), 1.0)
     found: dict[str, np.ndarray] = {"W": state.W}

@@ -50,7 +50,6 @@ class Polished:
     multiplier: np.ndarray
     gap: float
     violation: float
-    rounds: int
 
 
 @dataclass
@@ -131,9 +130,9 @@ class _Polish:
 
     def run(self, rounds: int) -> Polished | None:
         todo = np.arange(self.W.shape[1])
-        self.spent, excess, _ = self.loop.violations(self.W)[0], 0, 0
+        self.spent = self.loop.violations(self.W)[0]
         started = False
-        for round_ in range(1, rounds + 1):
+        for _ in range(rounds):
             self._solve(todo)
             self._level()
             if not started:
@@ -144,7 +143,7 @@ class _Polish:
                 break
         if not any(n is not None for n in self.best):
             return None
-        return self._assemble(round_)
+        return self._assemble()
 
     def _solve(self, todo: np.ndarray) -> None:
         """Newton systems of the trial neurons, one neuron a thread, BLAS held to one thread each."""
@@ -188,7 +187,7 @@ class _Polish:
 
     def _judge(self, todo: np.ndarray, incumbent: bool = False) -> np.ndarray:
         """Score the trial neurons (or ADMM's), keep the better, prepare the next sets; returns those not finished."""
-        M, P = self.loop.target.shape
+        P = self.loop.target.shape[1]
         block = max(1, _BLOCK_BYTES // (self.loop.dtype.itemsize * P))
         unfinished = []
         for start in range(0, todo.size, block):
@@ -222,13 +221,13 @@ class _Polish:
         missed = np.where(mu > 0, 0, np.sqrt(squares))
         score = np.abs(gap) / self.gap_share + (np.sqrt(excess) + missed) / self.violation_share
         better = score < self.score[rows]
-        for j in np.flatnonzero(better):
-            m = rows[j]
+        for j in np.flatnonzero(better).tolist():
+            m = int(rows[j])
             self.score[m] = score[j]
             if not incumbent:
                 self.best[m], self.W[:, m], self.multiplier[m] = self.trial[m], W[:, j], L[j]
         if not incumbent:
-            for j, m in enumerate(rows):
+            for j, m in enumerate(rows.tolist()):
                 if score[j] > 0.1:
                     excess_m = np.where(mask[j], 0, Z[j] - (upper[0, 0] if upper.size == 1 else upper[j]))
                     self.trial[m] = self._next(m, W[:, j], H[:, j], excess_m)
@@ -256,8 +255,8 @@ class _Polish:
         """Sets corrected by what the last solution showed."""
         n = self.trial[m]
         right = w[n.support] * n.signs >= 0
-        # where (nearly) no error is allowed, or the ball is out of reach, determined weights do not depend on the signs:
-        # these are corrected and those kept
+        # where (nearly) no error is allowed, or the ball is out of reach, determined weights do not depend on the
+        # signs: these are corrected and those kept
         fixed = (self.tiny or not self.reached[m]) and self.loop.mask[m].sum() >= n.support.size
         signs = np.where(right, n.signs, -n.signs) if fixed else n.signs
         keep = right | fixed
@@ -271,7 +270,7 @@ class _Polish:
         active = np.union1d(n.active[n.bound_multiplier(self.mu[m]) > 0], violated)
         return _Neuron(support[order], signs[order], active)
 
-    def _assemble(self, rounds: int) -> Polished:
+    def _assemble(self) -> Polished:
         """All kept neurons at one common mu, with the resulting gap and violation."""
         loop = self.loop
         self.trial = [_Neuron(np.zeros(0, int), np.zeros(0), np.zeros(0, int)) if n is None else n for n in self.best]
@@ -285,7 +284,7 @@ class _Polish:
         violation = loop.relative_violation(*loop.violations(self.W)[:2])
         objective, dual = loop.bound(self.W, loop.operator.adjoint(self.multiplier), self.multiplier)
         gap = abs(objective - dual) / max(abs(objective), abs(dual), np.finfo(float).tiny)
-        return Polished(self.W, self.multiplier, gap, violation, rounds)
+        return Polished(self.W, self.multiplier, gap, violation)
 
 
 def _worst(excess: np.ndarray, most: int) -> np.ndarray:

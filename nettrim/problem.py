@@ -185,7 +185,7 @@ class Problem:
             raise TypeError(f"cannot change {', '.join(unknown)}; accepted: {', '.join(sorted(allowed))}")
         if "epsilon" not in changes and "epsilon_abs" not in changes:
             changes["epsilon_abs"] = self.epsilon
-        common = {"C": self.C, "neuronwise": self.neuronwise, "dtype": self.dtype} | changes
+        common: dict[str, Any] = {"C": self.C, "neuronwise": self.neuronwise, "dtype": self.dtype} | changes
         if self.gram is not None:
             return Problem.from_gram(self.gram, **common)
         omega: Any = "linear" if self.linear else self.mask
@@ -225,7 +225,7 @@ class Problem:
         if self.linear:
             return self.y_norm
         if self.V.size == 1:
-            forced = min(float(self.V[0, 0]), 0.0) ** 2 * np.count_nonzero(~self.mask)
+            forced = float(min(float(self.V[0, 0]), 0.0) ** 2 * np.count_nonzero(~self.mask))
         else:
             forced = float(_masked_row_squares(np.minimum(self.V, 0), ~self.mask).sum())
         return float(np.hypot(self.y_norm, np.sqrt(forced)))
@@ -244,9 +244,8 @@ class Problem:
         kind = "linear" if self.linear else "relu"
         per = ", neuronwise" if self.neuronwise else ""
         relative = f" = {self.epsilon / self.y_norm:.3g} ||Y||" if self.y_norm > 0 else ""
-        return (
-            f"Problem({kind}, N={self.N}, M={self.M}, P={self.P}, epsilon={self.epsilon:.6g}{relative}{per}, {self.dtype})"
-        )
+        size = f"N={self.N}, M={self.M}, P={self.P}"
+        return f"Problem({kind}, {size}, epsilon={self.epsilon:.6g}{relative}{per}, {self.dtype})"
 
 
 def _matrix(a: Any, name: str) -> np.ndarray:
@@ -257,7 +256,9 @@ def _matrix(a: Any, name: str) -> np.ndarray:
     if a.dtype.newbyteorder("=") not in _FLOATS:
         raise TypeError(f"{name} must be float32 or float64 (float16 is promoted); got {a.dtype}. Convert with .astype")
     if a.ndim != 2:
-        raise ValueError(f"{name} must be a matrix with one column per sample; got {a.ndim} dimensions, shape {a.shape}")
+        raise ValueError(
+            f"{name} must be a matrix with one column per sample; got {a.ndim} dimensions, shape {a.shape}"
+        )
     if 0 in a.shape:
         raise ValueError(f"{name} is empty: shape {a.shape}")
     a = a.astype(a.dtype.newbyteorder("="), copy=False)

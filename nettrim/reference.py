@@ -1,4 +1,4 @@
-"""The same `Problem` through cvxpy: slow, general, and independent of everything in this package but the certificate."""
+"""The same `Problem` through cvxpy: slow, general, and independent of all else here but the certificate."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _balls(cp: ModuleType, residuals: list, on: list, radii: np.ndarray) -> tupl
 
 
 def _ball_multipliers(dual: np.ndarray, balls: list, on: list, radii: np.ndarray) -> None:
-    """Lambda on Omega: the vector part of the cone's multiplier (with its sign turned), or an equality's multipliers."""
+    """Lambda on Omega: the vector part of the cone's multiplier (sign turned), or an equality's multipliers."""
     for group, constraint in balls:
         if radii[group[0] if radii.size > 1 else 0] > 0:
             value = -np.asarray(constraint.dual_value[1], np.float64).ravel()

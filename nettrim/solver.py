@@ -193,7 +193,7 @@ class _Run:
     def _report(self, check: Check) -> None:
         """Record the check, print it, and tell the callback."""
         s = self.settings
-        row = {
+        row: dict[str, Any] = {
             "iteration": check.iteration,
             "objective": check.objective,
             "dual_bound": check.dual_bound,
@@ -292,7 +292,9 @@ class _Run:
             return Status.SOLVED, iterations, f"gap {c.gap:.1e}, violation {c.violation:.1e}"
         state = f"gap {c.gap:.1e} (asked {s.gap_tol:g}), violation {c.violation:.1e} (asked {s.feas_tol:g})"
         if reason == "max_iterations" and c.holds(10 * s.gap_tol, 10 * s.feas_tol):
-            hint = " float32 data rarely reach gaps below 1e-5: use float64." if self.problem.dtype == np.float32 else ""
+            hint = (
+                " float32 data rarely reach gaps below 1e-5: use float64." if self.problem.dtype == np.float32 else ""
+            )
             return Status.SOLVED_INACCURATE, iterations, f"{state}: within ten times the tolerances.{hint}"
         advice = {
             "max_iterations": "raise max_iterations, or loosen gap_tol or feas_tol.",

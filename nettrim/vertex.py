@@ -61,7 +61,7 @@ def solve(loop: Any) -> tuple[np.ndarray, np.ndarray] | None:
             return None
         W[:, m] = result.x[:N] - result.x[N:]
         if on.size:
-            # the smallest multipliers with the same X L^T: those of a vertex are far larger, and the ball charges for it
+            # the smallest multipliers with the same X L^T: a vertex has far larger ones, and the ball charges for that
             rows = X[:, on].T
             L[m, on] = rows @ np.linalg.lstsq(rows, -result.eqlin.marginals, rcond=None)[0]
         if off.size:

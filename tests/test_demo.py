@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -181,6 +182,32 @@ def test_the_report_is_json(report):
     assert found["epsilon"] == EPSILON and found["layers"][0]["name"] == "hidden 1"
     assert found["images"] == {"train": 797, "calibration": 300, "heldout": 200, "test": 500}
     assert found["samples"] == {"calibration": 1500, "heldout": 1000}
+
+
+@pytest.mark.parametrize("at", ["pruning hidden 1", "pruning hidden 2", "trade-off, epsilon 0.05, hidden 1"])
+def test_ctrl_c_ends_it_early_with_a_report(tmp_path, at):
+    """SIGINT at a check of the given solve: what was finished is reported and written, nothing more is solved."""
+    seen = []
+
+    def progress(stage: str, check: dict | None) -> None:
+        seen.append(stage)
+        if stage == at and check is not None and seen.count(at) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    report = run_demo(EPSILON, tmp_path, progress=progress)
+    assert report.interrupted and not report.certified
+    assert list(dict.fromkeys(seen))[-2:] == [at, "drawing"]
+    assert report.network.exists() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finished = at.startswith("trade-off")
+    assert len(report.layers) == (1 if at.endswith("g hidden 1") else 2)
+    assert report.layers[-1].status == ("solved" if finished else "interrupted")
+    assert [point["epsilon"] for point in report.trade_off] == ([EPSILON] if finished else [])
+    assert (report.picture is not None) == finished
+
+
+def test_ctrl_c_during_compilation(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(EPSILON, tmp_path, progress=lambda stage, check: signal.raise_signal(signal.SIGINT))
 
 
 # its command

@@ -64,7 +64,7 @@ def test_projection_is_onto_the_ball_and_the_half_spaces(backend, bound, neuronw
 
 
 def test_points_inside_stay_exactly(backend, rng, dtype):
-    T, Y, mask, V = arrays(rng, dtype)
+    T, Y, mask, _V = arrays(rng, dtype)
     T = np.where(mask, Y + 1e-3 * T, -np.abs(T)).astype(dtype)
     problem = nt.Problem(rng.standard_normal((4, P)).astype(dtype), Y, epsilon_abs=10.0, omega=mask)
     loop = loop_of(problem, backend=backend)

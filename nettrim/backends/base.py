@@ -57,7 +57,5 @@ class Backend(Protocol):
     def violation_sums(self, Z: Array, target: Array, mask: Array, upper: Array) -> np.ndarray:
         """Per row ||(Z - Y)_Omega||^2, ||(Z - V)_+||^2, max (Z - V)_+ off Omega: (M, 3) float64 on the host."""
 
-    def residual_sums(
-        self, T: Array, Z: Array, target: Array, mask: Array, upper: Array, scale: Array
-    ) -> np.ndarray:
+    def residual_sums(self, T: Array, Z: Array, target: Array, mask: Array, upper: Array, scale: Array) -> np.ndarray:
         """Per row ||Proj(T) - Z||^2, ||Z||^2, ||Z - T||^2: (M, 3) float64 on the host."""
