@@ -109,7 +109,7 @@ def published(threads: int, cap: float, repeats: int, record: dict) -> None:
                 continue
             X, Y, linear = layer(index, 5000)
             problem = nt.Problem(X, Y, epsilon, omega="linear" if linear else "active")
-            mine = ours(problem, repeats, gap_tol=GAP, feas_tol=FEAS, n_threads=threads)
+            mine = ours(problem, repeats, gap_tol=GAP, feas_tol=FEAS)
             runs = [Published(problem, rho, 50) for rho in (1.0, 100.0)]
             for run in runs:
                 run.run(min(10 * mine["seconds"], LIMIT))
@@ -159,7 +159,7 @@ def cvxpy_rows(threads: int, limit: float, repeats: int, solvers: list[str], rec
                 continue
             X, Y, _ = layer(1, P, dtype=np.float64, neurons=M)
             problem = nt.Problem(X, Y, 0.1)
-            mine = ours(problem, repeats, gap_tol=1e-6, feas_tol=1e-6, n_threads=threads)
+            mine = ours(problem, repeats, gap_tol=1e-6, feas_tol=1e-6)
             option = {"CLARABEL": "time_limit", "SCS": "time_limit_secs"}[solver]
             began = time.perf_counter()
             sol = reference.solve(problem, solver, **{option: limit})

@@ -219,7 +219,7 @@ class Loop:
             R = self.operator.adjoint(state.T)
             verdict = None
             if checking:
-                check = self._check(state, weights, R, time.perf_counter() - began)
+                check = self._check(state, weights, R, k, time.perf_counter() - began)
                 check.last = reason is not None
                 if accept(check):
                     verdict = "accepted"
@@ -252,7 +252,7 @@ class Loop:
         scale[inside] = 1.0
         return scale.astype(self.dtype).repeat(self.target.shape[0] // scale.size)
 
-    def _check(self, state: State, weights: Any, product: Any, seconds: float) -> Check:
+    def _check(self, state: State, weights: Any, product: Any, iteration: int, seconds: float) -> Check:
         """Objective of W2 and the bound of the multipliers rho1 B1, whose dual constraint is `product`."""
         be = self.backend
         rho1 = 1 / (state.r * state.tau)
@@ -261,7 +261,7 @@ class Loop:
         gap = (objective - dual) / size if size > 0 else 0.0
         kept = state.T
         return Check(
-            state.iteration, objective, dual, gap, seconds, weights, lambda: be.to_host(kept) * self.dtype.type(rho1)
+            iteration, objective, dual, gap, seconds, weights, lambda: be.to_host(kept) * self.dtype.type(rho1)
         )
 
     def bound(self, weights: Any, product: Any, multiplier: Any, rho: float = 1.0) -> tuple[float, float]:

@@ -35,7 +35,8 @@ class Settings:
     time_limit : float
         Wall-clock seconds for `solve`, setup included (default inf); checked between iterations.
     n_threads : int or None
-        Threads of BLAS and Numba during the solve, restored afterwards; None leaves both as they are.
+        Threads of BLAS and of the element-wise passes during the solve, restored afterwards. None: as many as BLAS uses
+        now, but one for a problem so small that threads would only wait for each other.
     check_every : int
         Iterations between two looks at the certificate (default 20).
     relaxation : float

@@ -177,12 +177,16 @@ def certify(problem: Problem, W: np.ndarray, dual: np.ndarray | None = None) -> 
 
     Raises
     ------
+    TypeError
+        W is not of a floating dtype.
     ValueError
         W or `dual` has the wrong shape or is not finite.
     """
     W = np.asarray(W)
     if W.shape != (problem.N, problem.M):
         raise ValueError(f"W must be {problem.N} x {problem.M}; got {W.shape}")
+    if W.dtype.kind != "f":
+        raise TypeError(f"W must be of a floating dtype; got {W.dtype}")
     if not np.isfinite(W).all():
         raise ValueError("W contains NaN or inf")
     W = W.astype(np.float64)

@@ -30,6 +30,8 @@ POLISH_ROUNDS = 12
 SUSPICIONS = 3
 #: violation left at the iteration limit from which infeasibility is looked into
 INFEASIBLE_FROM = 1e-2
+#: float operations of an iteration below which BLAS threads only wait for each other (about 0.5 ms of one core)
+SMALL = 3e7
 #: a polish is also tried at this iteration, and at each doubling, whatever the gap: small radii may never reach it
 POLISH_AT = 200
 
@@ -89,9 +91,16 @@ class Solver:
         """Certified solution of the present problem. Never raises for lack of convergence: see the status."""
         began = time.perf_counter()
         threads = self.settings.n_threads
+        if threads is None and self._iteration_flops() < SMALL:
+            threads = 1
         limits = limit(threads) if threads is not None else contextlib.nullcontext()
         with limits, Interrupt() as interrupt:
             return _Run(self, began, interrupt).solution()
+
+    def _iteration_flops(self) -> float:
+        p = self.problem
+        columns = p.N if p.compact else p.P
+        return 4.0 * p.N * p.M * columns + 2.0 * p.N**2 * p.M
 
     # what a run needs, built when first needed and kept
 
@@ -186,8 +195,9 @@ class _Run:
                 if self._certified(check.weights, check.multiplier()):
                     return True
                 self.margin = max(0.5 * self.margin, 0.1)
-            # nearly there: polishing repairs what is violated
-            return abs(check.gap) <= self.polish_below and self._polish(check)
+            # nearly there: polishing repairs what is violated, if iterating is not cheaper
+            affordable = POLISH_ROUNDS * cost(self.loop, check.weights) < check.iteration
+            return affordable and abs(check.gap) <= self.polish_below and self._polish(check)
         return self._worth_polishing(check) and self._polish(check)
 
     def _report(self, check: Check) -> None:
