@@ -201,7 +201,8 @@ class Loop:
         be, alpha = self.backend, settings.relaxation
         began, first = time.perf_counter(), state.iteration
         adapt_at = iter(_schedule())
-        next_adapt = next(adapt_at)
+        # a warm start keeps the penalties it had found: the schedule goes on where it was
+        next_adapt = next(k for k in adapt_at if k > first)
         while True:
             state.iteration += 1
             k = state.iteration - first
@@ -236,9 +237,9 @@ class Loop:
             state.W = W
             if verdict is not None:
                 return verdict
-            if settings.adapt and k >= next_adapt:
+            if settings.adapt and state.iteration >= next_adapt:
                 next_adapt = next(adapt_at)
-                self._adapt(state, step, ADAPT_DEADBAND if k <= ADAPT_AT[-1] else ADAPT_LATE)
+                self._adapt(state, step, ADAPT_DEADBAND if state.iteration <= ADAPT_AT[-1] else ADAPT_LATE)
 
     def _scale(self, T: Any) -> Any:
         """Shrink factor of each row towards Y: the projection onto the ball (or each row's own)."""

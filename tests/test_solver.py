@@ -278,7 +278,7 @@ def test_ctrl_c_keeps_the_best_state(sigint):
     rest = solver.solve()
     assert rest.status == nt.Status.SOLVED
     cold = nt.Solver(problem, gap_tol=1e-8, polish=False).solve()
-    assert abs(rest.history[0]["gap"]) < 0.5 * abs(cold.history[0]["gap"])
+    assert rest.iterations < cold.iterations
     assert rest.history[0]["objective"] == pytest.approx(solution.certificate.objective, rel=0.05)
 
 
