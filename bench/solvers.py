@@ -26,7 +26,7 @@ from published import published_admm
 
 import nettrim as nt
 
-EPSILONS = (0.03, 0.1, 0.2)
+EPSILONS = (0.1, 0.2, 0.03)
 LIMIT = 600.0
 GAP, FEAS = 1e-3, 1e-3
 
@@ -103,8 +103,8 @@ def compact_multiplier(problem: nt.Problem, W: np.ndarray, multiplier: np.ndarra
 def published(threads: int, cap: float, repeats: int, record: dict) -> None:
     rows = record.setdefault("published", [])
     done = {(r["layer"], r["epsilon"]) for r in rows}
-    for index in (3, 2, 0, 1):
-        for epsilon in EPSILONS:
+    for epsilon in EPSILONS:
+        for index in (3, 2, 0, 1):
             if (index + 1, epsilon) in done:
                 continue
             X, Y, linear = layer(index, 5000)

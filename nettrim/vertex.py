@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linprog
 
 __all__ = ["solve", "worthwhile"]
 
@@ -40,6 +39,9 @@ def solve(loop: Any) -> tuple[np.ndarray, np.ndarray] | None:
     loop : Loop
         The problem's arrays, on the host.
     """
+    # scipy.optimize doubles the time of `import nettrim`, and few problems come here
+    from scipy.optimize import linprog
+
     X = loop.operator.X.astype(np.float64)
     N, M = X.shape[0], loop.target.shape[0]
     W, L = np.zeros((N, M)), np.zeros(loop.target.shape)
