@@ -16,8 +16,9 @@ iteration of Algorithm 5.1 is then, exactly,
     F  = (2 - alpha) W - 2 D
     W <- (2 - alpha) W - D,   T1 <- B1 + F^T X,   T2 <- B2 + F
 
-because X U1^T + r U2 = 0 holds after every solve. So the only M x P state is T1: it is overwritten by B1 and the
-product accumulates onto it. Proj(T1) is scale * (T1 - Y) + Y on Omega and min(T1, V) elsewhere.
+which follows from U1 = W^T X - T1 and U2 = W - T2 alone. So the only M x P state is T1: it is overwritten by B1 and
+the product accumulates onto it. After every solve X U1^T + r U2 = 0, which makes the multipliers dual feasible in the
+limit. Proj(T1) is scale * (T1 - Y) + Y on Omega and min(T1, V) elsewhere.
 
 A check iteration is unrelaxed (alpha = 1): then B1 = T1 - Proj(T1) is the multiplier of Z over rho1, and the product
 X B1^T, needed anyway, is the dual constraint. The dual bound costs one pass over M x P and no product.
@@ -312,7 +313,7 @@ class Loop:
         return max(float(ball), float(np.sqrt(excess) / size) if size > 0 else float(np.sqrt(excess)))
 
     def _adapt(self, state: State, step: Any, deadband: float) -> None:
-        """Balance primal and dual residuals of each split by itself; costs one product W -> W^T X."""
+        """Balance primal and dual residuals of each split by itself; costs two products, three if a penalty changes."""
         be = self.backend
         Z = be.zeros(state.T.shape, self.dtype)
         self.operator.forward(step, Z)

@@ -85,7 +85,7 @@ def prove(problem: Problem, backend: Any) -> Proof | None:
     def settled(check: Check) -> bool:
         # with C = 0 the dual constraint is X L^T = 0, which holds when the weights stop moving
         moved = np.abs(check.weights - found["W"]).max()
-        found["W"], found["L"] = check.weights, check.multiplier().copy()
+        found["W"], found["L"] = check.weights, check.multiplier()
         return bool(moved <= 1e-10 * np.abs(check.weights).max())
 
     quiet = Settings(max_iterations=MAX_ITERATIONS, check_every=STEP, adapt=False, relaxation=1.5)

@@ -207,7 +207,7 @@ class Problem:
         """Whether second moments stand for the samples, so that the number of samples no longer matters.
 
         True for a linear layer with P > N, unless epsilon is so small (below 1e-4 ||Y||_F) that the rounding of the
-        moments, about 1e-8 ||Y||_F, would show.
+        moments, about 1e-7 ||Y||_F, would show.
         """
         if self.gram is not None:
             return True

@@ -107,7 +107,7 @@ class Solution:
         Multipliers behind the dual bound, as `certify` takes them: (N + 1, M) when `Problem.compact`.
     iterations : int
     seconds : dict of str to float
-        Wall-clock time by phase: setup (moments and factors), iterate, certify, total.
+        Wall-clock time by phase: setup (moments and factors), iterate, polish, certify, total.
     message : str
         What happened and, when not solved, what to change.
     smallest_epsilon : float or None

@@ -263,7 +263,7 @@ class _Run:
                 weights, multiplier = found
                 rounds = 10 * ROUNDS
         if multiplier is None:
-            multiplier = check.multiplier().copy()
+            multiplier = check.multiplier()
         result = polish(self.loop, weights, multiplier, s.gap_tol, s.feas_tol, rounds)
         self.seconds["polish"] += time.perf_counter() - began
         if result is None or result.gap > s.gap_tol or result.violation > s.feas_tol:
@@ -291,7 +291,7 @@ class _Run:
     def _try_proof(self) -> None:
         if not self.problem.compact:
             self.proof = prove(self.problem, self.solver.backend)
-            # each failed attempt doubles the patience, for a transient looks the same
+            # a transient looks the same: after a failed attempt wait four times as long
             self.patience *= 4
 
     # endings
