@@ -98,6 +98,8 @@ def slope(rows: list[dict], variable: str, value: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--series", default=",".join(POINTS), help="which of: " + ", ".join(POINTS))
+    parser.add_argument("--largest", type=int, default=50000, help="largest number of samples (default 50000)")
     parser.add_argument("--point", help=argparse.SUPPRESS)
     args = parser.parse_args()
     threads = fix_threads(args.threads)
@@ -105,9 +107,9 @@ def main() -> None:
         child(*map(int, args.point.split(",")), threads)
         return
     record: dict = {"environment": environment(threads), "seed": 0, "epsilon": 0.1, "series": {}}
-    for name, points in POINTS.items():
+    for name in args.series.split(","):
         rows = []
-        for point in points:
+        for point in (p for p in POINTS[name] if p[2] <= args.largest):
             command = [
                 sys.executable,
                 str(Path(__file__)),
