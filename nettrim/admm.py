@@ -33,6 +33,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -71,14 +72,20 @@ class Factor:
 
     def __init__(self, operator: Any, backend: Any, dtype: Any):
         self._operator, self._backend, self._dtype = operator, backend, dtype
-        self.gram = operator.gram()
-        self.size = float(self.gram.diagonal().max())
-        if operator.shape[0] > operator.shape[1]:
-            # the diagonal of X X^T, in the units of which r is set, comes from the rows of X
-            X = operator._host
-            self.size = max(float(np.vdot(x, x)) for x in (row.astype(np.float64) for row in X))
         self._cache: dict[int, Any] = {}
         self.computed = 0
+
+    @cached_property
+    def gram(self) -> np.ndarray:
+        """X X^T, or X^T X for N > P; accumulated when first needed, since working sets need none."""
+        return self._operator.gram()
+
+    @cached_property
+    def size(self) -> float:
+        """The largest diagonal entry of X X^T, in the units of which r is set."""
+        if self._operator.shape[0] <= self._operator.shape[1]:
+            return float(self.gram.diagonal().max())
+        return max(float(np.vdot(x, x)) for x in (row.astype(np.float64) for row in self._operator._host))
 
     def balance(self, r: float) -> float:
         """The nearest r on the grid."""
@@ -127,7 +134,10 @@ class State:
 
 @dataclass
 class Check:
-    """What is known at a check. `multiplier` is only valid during the check; `last` when the loop is about to stop."""
+    """What is known at a check. `multiplier` is only valid during the check; `last` when the loop is about to stop.
+
+    The relative violation costs ADMM a product, so only working sets know it at every check.
+    """
 
     iteration: int
     objective: float
@@ -137,6 +147,7 @@ class Check:
     weights: Any
     multiplier: Callable[[], Any]
     last: bool = False
+    violation: float | None = None
 
 
 class Loop:

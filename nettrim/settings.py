@@ -13,7 +13,7 @@ from nettrim import backends
 
 __all__ = ["Settings"]
 
-METHODS = ("auto", "admm")
+METHODS = ("auto", "admm", "working_set")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,10 @@ class Settings:
 
     Parameters
     ----------
-    method : {"auto", "admm"}
-        "auto" is ADMM at present.
+    method : {"auto", "admm", "working_set"}
+        "admm" is first-order, with a cost per iteration that is known beforehand; "working_set" is exact, with a cost
+        that grows with the supports. "auto" takes working sets unless the first supports are so dense, or epsilon so
+        small, that ADMM is quicker. Working sets hand over to ADMM, with a log message, where they cannot go on.
     backend : {"auto", "numba", "numpy"}
         Device and kernels; "auto" is "numba".
     gap_tol : float
@@ -31,7 +33,9 @@ class Settings:
     feas_tol : float
         Relative violation at which the problem counts as solved (default 1e-4); see `Certificate` for the scales.
     max_iterations : int
-        ADMM iterations (default 20000).
+        ADMM iterations (default 20000), or rounds of working sets (60 at most).
+    memory_limit : float
+        Bytes that the matrices of the working sets may take (default 2 GiB); beyond it ADMM goes on.
     time_limit : float
         Wall-clock seconds for `solve`, setup included (default inf); checked between iterations.
     n_threads : int or None
@@ -61,6 +65,7 @@ class Settings:
     gap_tol: float = 1e-3
     feas_tol: float = 1e-4
     max_iterations: int = 20000
+    memory_limit: float = 2.0 * 2**30
     time_limit: float = np.inf
     n_threads: int | None = None
     check_every: int = 20
@@ -76,6 +81,7 @@ class Settings:
         _number("gap_tol", self.gap_tol, 0, 1)
         _number("feas_tol", self.feas_tol, 0, 1)
         _number("time_limit", self.time_limit, 0, np.inf, closed=True)
+        _number("memory_limit", self.memory_limit, 0, np.inf, closed=True)
         _number("relaxation", self.relaxation, 0, 2)
         _integer("max_iterations", self.max_iterations)
         _integer("check_every", self.check_every)

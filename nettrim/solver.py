@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from nettrim import backends, vertex
 from nettrim.admm import Check, Factor, Loop, State
+from nettrim.coarse import Start, coarse_start
 from nettrim.infeasible import Proof, compact_proof, prove
 from nettrim.interrupt import Interrupt
 from nettrim.operators import Dense, Gram, ReducedLinear
@@ -18,7 +20,8 @@ from nettrim.polish import ROUNDS, cost, polish
 from nettrim.problem import Problem
 from nettrim.settings import Settings
 from nettrim.solution import Certificate, Solution, Status, certify
-from nettrim.threads import limit
+from nettrim.threads import blas_threads, limit
+from nettrim.working_set import WorkingSet
 
 __all__ = ["Solver", "solve"]
 
@@ -32,8 +35,21 @@ SUSPICIONS = 3
 INFEASIBLE_FROM = 1e-2
 #: float operations of an iteration below which BLAS threads only wait for each other (about 0.5 ms of one core)
 SMALL = 3e7
+#: radii below this fraction of ||Y_Omega|| are left to ADMM: the working sets' multipliers are residuals over mu
+SMALLEST_RADIUS = 1e-4
 #: a polish is also tried at this iteration, and at each doubling, whatever the gap: small radii may never reach it
 POLISH_AT = 200
+
+#: reasons with which a solve ends, whatever the method
+FINAL = ("accepted", "max_iterations", "time_limit", "interrupted", "infeasible")
+#: why working sets could not go on
+HANDED_OVER = {
+    "memory": "their matrices exceed memory_limit",
+    "out of reach": "the ball is out of their reach",
+    "precision": "nothing is left to add, but the tolerances are not met",
+}
+
+log = logging.getLogger("nettrim")
 
 
 class Solver:
@@ -78,6 +94,8 @@ class Solver:
         self._source: Any = None
         self._reduced: ReducedLinear | None = None
         self._state: State | None = None
+        self._start: Start | None = None
+        self._working: WorkingSet | None = None
 
     def update(self, **changes: Any) -> Solver:
         """Change the problem (`Problem.replace`) and return the solver; the next `solve` starts warm.
@@ -123,13 +141,17 @@ class Solver:
         if self._factor is None or self._source is not source or self._operator.X.dtype != p.dtype:
             self._operator = Dense(X.astype(p.dtype, copy=False), be, p.dtype)
             self._factor = Factor(self._operator, be, p.dtype)
-            self._source, self._state = source, None
+            self._source, self._state, self._start, self._working = source, None, None, None
         if mask is None:
             mask = np.ones(Y.shape, bool)
         arrays = (be.asarray(Y, p.dtype), be.asarray(mask, bool), be.asarray(p.V, p.dtype), be.asarray(p.C, p.dtype))
         loop = Loop(self._operator, *arrays, radii, self._factor, be)
         if self._state is not None and self._state.T.shape != Y.shape:
             self._state = None
+        if self._working is not None and not np.array_equal(self._working.loop.mask, mask):
+            self._working = None
+        if self._start is not None and self._start.W.shape[1] != len(Y):
+            self._start = None
         return loop
 
 
@@ -141,6 +163,7 @@ class _Run:
         self.began, self.interrupt = began, interrupt
         self.seconds = {"setup": 0.0, "iterate": 0.0, "polish": 0.0, "certify": 0.0}
         self.history: list[dict[str, Any]] = []
+        self.method = "working_set"
         self.found: tuple[np.ndarray, np.ndarray, Certificate] | None = None
         self.polish_at = POLISH_AT
         self.tried_vertex = False
@@ -163,19 +186,62 @@ class _Run:
             self.proof = compact_proof(p, self.solver._reduced)
             if self.proof is not None:
                 return self._infeasible(0)
-        if self.solver._state is None:
-            self.solver._state = self.loop.start()
-        state = self.solver._state
-        first = state.iteration
-        self.seconds["setup"] = self._elapsed()
-        reason = self.loop.run(state, self.settings, self._accept, self._stopped, self._observe)
-        iterations = state.iteration - first
-        self.seconds["iterate"] = self._elapsed() - sum(self.seconds.values())
+        reason, iterations = "admm", 0
+        if self.settings.method != "admm":
+            reason, iterations = self._working_sets()
+        if reason not in FINAL:
+            self.method, self.found, self.tried_vertex = "admm", None, False
+            reason, iterations = self._admm()
         if reason == "max_iterations" and self.proof is None and self.found[2].violation > INFEASIBLE_FROM:
             self._try_proof()
         if self.proof is not None:
             return self._infeasible(iterations)
         return self._finish(*self._verdict(reason, iterations))
+
+    def _admm(self) -> tuple[str, int]:
+        solver = self.solver
+        if solver._state is None:
+            solver._state = self.loop.start()
+        state = solver._state
+        first = state.iteration
+        self.seconds["setup"] += self._elapsed() - sum(self.seconds.values())
+        reason = self.loop.run(state, self.settings, self._accept, self._stopped, self._observe)
+        self.seconds["iterate"] += self._elapsed() - sum(self.seconds.values())
+        return reason, state.iteration - first
+
+    def _working_sets(self) -> tuple[str, int]:
+        """Run the rounds; a reason that is not in FINAL says why ADMM has to go on."""
+        solver, loop = self.solver, self.loop
+        if loop.radii.min() < SMALLEST_RADIUS * np.linalg.norm(loop.sizes) / np.sqrt(loop.radii.size):
+            return self._hand_over("epsilon is too small for them")
+        start = solver._start
+        if start is None:
+            start = coarse_start(loop, self._stopped)
+        threads = self.settings.n_threads or blas_threads()
+        method = WorkingSet(loop, self.settings, threads, self._stopped, solver._working)
+        solver._working = None
+        self.seconds["setup"] = self._elapsed()
+        reason, rounds = method.run(start, self._accept_round, self._observe)
+        self.seconds["iterate"] = self._elapsed() - sum(self.seconds.values())
+        self.rounds = {"rounds": rounds} | method.counts | {f"{k}_seconds": v for k, v in method.phases.items()}
+        if reason == "precision" and self.found is not None:
+            near = self.found[2].holds(10 * self.settings.gap_tol, 10 * self.settings.feas_tol)
+            reason = "max_iterations" if near else reason
+        if reason in FINAL:
+            solver._start, solver._working = method.state(), method.release()
+            return reason, rounds
+        return self._hand_over(HANDED_OVER[reason])
+
+    def _hand_over(self, why: str) -> tuple[str, int]:
+        log.info("working sets hand over to ADMM: %s", why)
+        return why, 0
+
+    def _accept_round(self, check: Check) -> bool:
+        """Whether the round's weights are certified within the tolerances."""
+        self._report(check)
+        s = self.settings
+        near = abs(check.gap) <= 10 * s.gap_tol and check.violation <= 10 * s.feas_tol
+        return (check.last or near) and self._certified(check.weights, check.multiplier())
 
     # what the loop asks
 
@@ -210,6 +276,8 @@ class _Run:
             "gap": check.gap,
             "seconds": self._elapsed(),
         }
+        if check.violation is not None:
+            row["violation"] = check.violation
         self.history.append(row)
         if s.verbose:
             if len(self.history) == 1:
@@ -339,7 +407,8 @@ class _Run:
             seconds={name: round(value, 6) for name, value in self.seconds.items()},
             message=message,
             history=self.history,
-            settings=self.settings.to_dict() | {"backend": self.solver.backend.name, "dtype": str(self.problem.dtype)},
+            settings=self.settings.to_dict() 
+            | {"method": self.method, "backend": self.solver.backend.name, "dtype": str(self.problem.dtype)},
         )
 
     def _elapsed(self) -> float:

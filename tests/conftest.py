@@ -33,6 +33,11 @@ def dtype(request: pytest.FixtureRequest) -> type:
     return request.param
 
 
+@pytest.fixture(params=["admm", "working_set"])
+def method(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def digits_layers() -> list[tuple[np.ndarray, np.ndarray, str]]:
     """(X, Y, omega) of each layer of a small network trained on scikit-learn's digits; 1797 samples."""

@@ -44,31 +44,31 @@ def test_the_instances_are_optimal(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gap_1e_3(kind, dtype):
+def test_gap_1e_3(kind, dtype, method):
     known = known_optimum(np.random.default_rng(2), 60, 8, 200, dtype, **KINDS[kind])
-    check(known, nt.Solver(known.problem).solve(), 1e-3)
+    check(known, nt.Solver(known.problem, method=method).solve(), 1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gap_1e_6_in_float64(kind):
+def test_gap_1e_6_in_float64(kind, method):
     known = known_optimum(np.random.default_rng(3), 60, 8, 200, **KINDS[kind])
-    check(known, nt.Solver(known.problem, gap_tol=1e-6, feas_tol=1e-6).solve(), 1e-6)
+    check(known, nt.Solver(known.problem, gap_tol=1e-6, feas_tol=1e-6, method=method).solve(), 1e-6)
 
 
 @pytest.mark.parametrize("linear", [False, True], ids=["relu", "linear"])
-def test_moderate_size_in_float64(linear):
+def test_moderate_size_in_float64(linear, method):
     known = known_optimum(np.random.default_rng(4), 200, 20, 600, linear=linear)
-    check(known, nt.Solver(known.problem, gap_tol=1e-6, feas_tol=1e-6).solve(), 1e-6)
+    check(known, nt.Solver(known.problem, gap_tol=1e-6, feas_tol=1e-6, method=method).solve(), 1e-6)
 
 
 @pytest.mark.parametrize("linear", [False, True], ids=["relu", "linear"])
-def test_largest_size(linear):
+def test_largest_size(linear, method):
     known = known_optimum(np.random.default_rng(5), 1000, 50, 3000, np.float32, linear=linear, kept=0.03)
-    check(known, nt.Solver(known.problem).solve(), 1e-3)
+    check(known, nt.Solver(known.problem, method=method).solve(), 1e-3)
 
 
-def test_the_optimal_support_is_found():
+def test_the_optimal_support_is_found(method):
     known = known_optimum(np.random.default_rng(6), 60, 8, 300)
-    W = nt.Solver(known.problem, gap_tol=1e-9, feas_tol=1e-9).solve().W
+    W = nt.Solver(known.problem, gap_tol=1e-9, feas_tol=1e-9, method=method).solve().W
     np.testing.assert_array_equal(W != 0, known.W != 0)
     np.testing.assert_allclose(W, known.W, atol=1e-6)

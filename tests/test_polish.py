@@ -20,7 +20,7 @@ KINDS = {
 
 def rough_and_polished(problem, rough_gap=1e-3):
     """A solution without polish, and what polishing it gives."""
-    solver = nt.Solver(problem, gap_tol=rough_gap, feas_tol=rough_gap, polish=False)
+    solver = nt.Solver(problem, gap_tol=rough_gap, feas_tol=rough_gap, polish=False, method="admm")
     rough = solver.solve()
     assert rough.status == nt.Status.SOLVED
     assert abs(rough.certificate.gap) > 1e-3 * rough_gap
@@ -80,7 +80,7 @@ def test_multipliers_meet_the_optimality_conditions(neuronwise):
 def test_a_radius_of_zero(rng):
     """The limit lambda -> infinity: multipliers come from the second right-hand side alone."""
     problem = random_problem(rng, 20, 3, 60, epsilon=0.0)
-    solution = nt.Solver(problem, gap_tol=1e-6, feas_tol=1e-6).solve()
+    solution = nt.Solver(problem, gap_tol=1e-6, feas_tol=1e-6, method="admm").solve()
     assert solution.status == nt.Status.SOLVED
     R, _ = residuals(problem, solution.W)
     assert np.linalg.norm(R) <= 1e-6 * problem.y_norm
@@ -89,7 +89,7 @@ def test_a_radius_of_zero(rng):
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_polish_the_first_order_method_still_arrives(kind):
     known = known_optimum(np.random.default_rng(4), 30, 5, 120, **KINDS[kind])
-    solution = nt.Solver(known.problem, gap_tol=1e-5, polish=False).solve()
+    solution = nt.Solver(known.problem, gap_tol=1e-5, polish=False, method="admm").solve()
     assert solution.status == nt.Status.SOLVED
     assert solution.seconds["polish"] == 0
     assert solution.certificate.objective == pytest.approx(known.objective, rel=1e-3)
@@ -97,7 +97,7 @@ def test_without_polish_the_first_order_method_still_arrives(kind):
 
 def test_polish_saves_iterations():
     problem = known_optimum(np.random.default_rng(5), 30, 5, 120).problem
-    with_polish = nt.Solver(problem, gap_tol=1e-8).solve()
-    without = nt.Solver(problem, gap_tol=1e-8, polish=False).solve()
+    with_polish = nt.Solver(problem, gap_tol=1e-8, method="admm").solve()
+    without = nt.Solver(problem, gap_tol=1e-8, polish=False, method="admm").solve()
     assert with_polish.status == without.status == nt.Status.SOLVED
     assert with_polish.iterations < without.iterations

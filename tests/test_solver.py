@@ -44,10 +44,10 @@ def sigint():
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_backend_dtype_and_kind(backend, dtype, kind, shape):
+def test_every_backend_dtype_and_kind(backend, dtype, method, kind, shape):
     """`solved` is what the recomputed certificate says, with the returned W in its own dtype."""
     problem = problem_of(kind, shape, dtype=dtype)
-    solution = nt.Solver(problem, backend=backend).solve()
+    solution = nt.Solver(problem, backend=backend, method=method).solve()
     assert solution.status == nt.Status.SOLVED, solution.message
     assert solution.W.dtype == dtype
     again = nt.certify(problem, solution.W, solution.dual)
@@ -59,24 +59,24 @@ def test_every_backend_dtype_and_kind(backend, dtype, kind, shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_gap_1e_6_in_float64(backend, kind, shape):
-    solution = solve_tightly(problem_of(kind, shape), backend=backend)
+def test_gap_1e_6_in_float64(backend, method, kind, shape):
+    solution = solve_tightly(problem_of(kind, shape), backend=backend, method=method)
     assert solution.certificate.holds(1e-6, 1e-6)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-6, 1e-3, 0.9])
 @pytest.mark.parametrize("kind", ["relu", "linear", "bounds", "bias free"])
-def test_gap_1e_6_at_other_radii(kind, epsilon):
-    solution = nt.Solver(problem_of(kind, epsilon=epsilon), gap_tol=1e-6).solve()
+def test_gap_1e_6_at_other_radii(kind, epsilon, method):
+    solution = nt.Solver(problem_of(kind, epsilon=epsilon), gap_tol=1e-6, method=method).solve()
     assert solution.status == nt.Status.SOLVED, solution.message
     assert solution.certificate.holds(1e-6, 1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_backends_agree(kind):
+def test_backends_agree(kind, method):
     """The same iterates up to rounding, hence the same answer."""
     problem = problem_of(kind)
-    one, other = solve_tightly(problem, backend="numpy"), solve_tightly(problem, backend="numba")
+    one, other = (solve_tightly(problem, backend=b, method=method) for b in ("numpy", "numba"))
     assert one.certificate.objective == pytest.approx(other.certificate.objective, rel=2e-6)
     np.testing.assert_allclose(one.W, other.W, atol=1e-3 * np.abs(one.W).max())
 
@@ -85,7 +85,7 @@ def test_backends_agree(kind):
 
 
 def test_a_second_solve_of_the_same_problem_is_short():
-    solver = nt.Solver(known_optimum(np.random.default_rng(0), 60, 8, 200).problem, polish=False, gap_tol=1e-5)
+    solver = nt.Solver(known_optimum(np.random.default_rng(0), 60, 8, 200).problem, polish=False, gap_tol=1e-5, method="admm")
     first, second = solver.solve(), solver.solve()
     assert second.status == nt.Status.SOLVED
     assert second.iterations < first.iterations / 4
@@ -95,7 +95,7 @@ def test_a_second_solve_of_the_same_problem_is_short():
 @pytest.mark.parametrize("change", [{"epsilon": 0.11}, {"epsilon": 0.09}, {"C": np.linspace(0.98, 1.02, 20)}])
 def test_warm_starts_need_fewer_iterations(kind, change):
     problem = problem_of(kind)
-    options = {"polish": False, "gap_tol": 1e-4, "check_every": 5}
+    options = {"polish": False, "gap_tol": 1e-4, "check_every": 5, "method": "admm"}
     solver = nt.Solver(problem, **options)
     solver.solve()
     warm = solver.update(**change).solve()
@@ -108,9 +108,9 @@ def test_warm_starts_need_fewer_iterations(kind, change):
 def test_a_path_of_radii_costs_less_than_its_points_alone():
     problem = problem_of()
     epsilons = [0.05, 0.06, 0.07, 0.08, 0.1]
-    solver = nt.Solver(problem, polish=False)
+    solver = nt.Solver(problem, polish=False, method="admm")
     warm = [solver.update(epsilon=e).solve() for e in epsilons]
-    cold = [nt.Solver(problem.replace(epsilon=e), polish=False).solve() for e in epsilons]
+    cold = [nt.Solver(problem.replace(epsilon=e), polish=False, method="admm").solve() for e in epsilons]
     assert {s.status for s in warm + cold} == {nt.Status.SOLVED}
     assert sum(s.iterations for s in warm) < sum(s.iterations for s in cold)
 
@@ -118,7 +118,7 @@ def test_a_path_of_radii_costs_less_than_its_points_alone():
 @pytest.mark.parametrize("kind", ["relu", "linear"])
 def test_the_factor_survives_every_change_but_X(kind):
     problem = problem_of(kind)
-    solver = nt.Solver(problem, adapt=False)
+    solver = nt.Solver(problem, adapt=False, method="admm")
     solver.solve()
     factor = solver._factor
     assert factor.computed == 1
@@ -135,7 +135,7 @@ def test_the_factor_survives_every_change_but_X(kind):
 
 def test_adaptation_of_the_penalties_reuses_factors():
     """r moves on a grid, so a second solve finds the inverse it ended with."""
-    solver = nt.Solver(problem_of())
+    solver = nt.Solver(problem_of(), method="admm")
     solver.solve()
     before = solver._factor.computed
     solver.solve()
@@ -187,7 +187,7 @@ def recomputed(problem, solution):
 @pytest.mark.parametrize("iterations", [1, 2, 19, 20, 21])
 def test_max_iterations(kind, iterations):
     problem = problem_of(kind)
-    solution = nt.Solver(problem, max_iterations=iterations, gap_tol=1e-9, polish=False).solve()
+    solution = nt.Solver(problem, max_iterations=iterations, gap_tol=1e-9, polish=False, method="admm").solve()
     assert solution.status == nt.Status.MAX_ITERATIONS
     assert solution.iterations == iterations
     assert "max_iterations" in solution.message
@@ -195,9 +195,9 @@ def test_max_iterations(kind, iterations):
     assert not solution.certificate.holds(1e-8, 1e-3)
 
 
-def test_time_limit():
+def test_time_limit(method):
     problem = problem_of()
-    solver = nt.Solver(problem, time_limit=0.0, gap_tol=1e-9)
+    solver = nt.Solver(problem, time_limit=0.0, gap_tol=1e-9, method=method)
     solution = solver.solve()
     assert solution.status == nt.Status.TIME_LIMIT
     assert solution.iterations == 1
@@ -208,9 +208,9 @@ def test_time_limit():
 def test_solved_inaccurate():
     """Within ten times the tolerances at the limit, but not within them."""
     problem = problem_of()
-    history = nt.Solver(problem, gap_tol=1e-7, polish=False).solve().history
+    history = nt.Solver(problem, gap_tol=1e-7, polish=False, method="admm").solve().history
     enough = next(row["iteration"] for row in history if 0 < row["gap"] <= 1e-4)
-    options = {"max_iterations": enough, "polish": False, "feas_tol": 0.5}
+    options = {"max_iterations": enough, "polish": False, "feas_tol": 0.5, "method": "admm"}
     gap = nt.Solver(problem, gap_tol=1e-9, **options).solve().certificate.gap
     solution = nt.Solver(problem, gap_tol=gap / 3, **options).solve()
     assert solution.status == nt.Status.SOLVED_INACCURATE
@@ -227,7 +227,7 @@ def test_a_callback_may_stop():
         return len(seen) == 3
 
     problem = problem_of()
-    solver = nt.Solver(problem, callback=callback, gap_tol=1e-9, polish=False, check_every=10)
+    solver = nt.Solver(problem, callback=callback, gap_tol=1e-9, polish=False, check_every=10, method="admm")
     solution = solver.solve()
     assert solution.status == nt.Status.INTERRUPTED
     assert solution.iterations == 30
@@ -241,7 +241,7 @@ def test_callback_rows_are_the_certificate():
     """Every check is seen, also the last; there the loop's estimates are what the certificate says of the iterate."""
     problem = problem_of()
     rows = []
-    solution = nt.Solver(problem, callback=rows.append, max_iterations=60, gap_tol=1e-9, polish=False).solve()
+    solution = nt.Solver(problem, callback=rows.append, max_iterations=60, gap_tol=1e-9, polish=False, method="admm").solve()
     assert rows == solution.history
     assert [row["iteration"] for row in rows] == [20, 40, 60]
     assert rows[-1]["objective"] == pytest.approx(solution.certificate.objective, rel=1e-9)
@@ -249,12 +249,12 @@ def test_callback_rows_are_the_certificate():
     assert 0 <= rows[0]["seconds"] <= rows[-1]["seconds"] <= solution.seconds["total"]
 
 
-def test_an_exception_in_the_callback_comes_through():
+def test_an_exception_in_the_callback_comes_through(method):
     def callback(row):
         raise RuntimeError("mine")
 
     with pytest.raises(RuntimeError, match="mine"):
-        nt.Solver(problem_of(), callback=callback, gap_tol=1e-9).solve()
+        nt.Solver(problem_of(), callback=callback, gap_tol=1e-9, method=method).solve()
 
 
 def test_ctrl_c_keeps_the_best_state(sigint):
@@ -266,7 +266,7 @@ def test_ctrl_c_keeps_the_best_state(sigint):
             sent.append(row["iteration"])
             os.kill(os.getpid(), signal.SIGINT)
 
-    solver = nt.Solver(problem, callback=callback, gap_tol=1e-8, polish=False)
+    solver = nt.Solver(problem, callback=callback, gap_tol=1e-8, polish=False, method="admm")
     solution = solver.solve()
     assert solution.status == nt.Status.INTERRUPTED
     assert sent[0] <= solution.iterations <= sent[0] + 2
@@ -305,9 +305,9 @@ def test_a_handler_of_the_application_is_left_alone(sigint):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_solving_outside_the_main_thread(backend):
+def test_solving_outside_the_main_thread(backend, method):
     problem, found = problem_of(), []
-    threads = [threading.Thread(target=lambda: found.append(nt.Solver(problem, backend=backend).solve())) for _ in "ab"]
+    threads = [threading.Thread(target=lambda: found.append(nt.Solver(problem, backend=backend, method=method).solve())) for _ in "ab"]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -320,24 +320,24 @@ def test_solving_outside_the_main_thread(backend):
 
 
 @pytest.mark.parametrize("kind", ["relu", "linear", "bounds"])
-def test_equal_inputs_give_equal_bits(backend, dtype, kind):
-    one, other = (nt.Solver(problem_of(kind, dtype=dtype), backend=backend, n_threads=2).solve() for _ in "ab")
+def test_equal_inputs_give_equal_bits(backend, dtype, kind, method):
+    one, other = (nt.Solver(problem_of(kind, dtype=dtype), backend=backend, n_threads=2, method=method).solve() for _ in "ab")
     np.testing.assert_array_equal(one.W, other.W)
     np.testing.assert_array_equal(one.dual, other.dual)
     assert one.certificate == other.certificate
     assert one.iterations == other.iterations
 
 
-def test_equal_bits_at_a_size_that_is_split_over_threads():
+def test_equal_bits_at_a_size_that_is_split_over_threads(method):
     problem = known_optimum(np.random.default_rng(1), 100, 12, 12_000, np.float32).problem
-    one, other = (nt.Solver(problem, n_threads=2, max_iterations=40, gap_tol=1e-9).solve() for _ in "ab")
+    one, other = (nt.Solver(problem, n_threads=2, max_iterations=40, gap_tol=1e-9, method=method).solve() for _ in "ab")
     np.testing.assert_array_equal(one.W, other.W)
     np.testing.assert_array_equal(one.dual, other.dual)
 
 
 def test_the_number_of_threads_changes_rounding_only():
     problem = known_optimum(np.random.default_rng(1), 100, 12, 12_000).problem
-    options = {"max_iterations": 60, "gap_tol": 1e-12, "polish": False}
+    options = {"max_iterations": 60, "gap_tol": 1e-12, "polish": False, "method": "admm"}
     one, two = (nt.Solver(problem, n_threads=n, **options).solve() for n in (1, 2))
     assert one.iterations == two.iterations
     np.testing.assert_allclose(one.W, two.W, atol=1e-9 * np.abs(one.W).max())
@@ -495,7 +495,7 @@ def test_a_solver_takes_settings_or_keywords():
 )
 def test_every_way_of_iterating_arrives(options):
     problem = problem_of()
-    solution = nt.Solver(problem, **options).solve()
+    solution = nt.Solver(problem, method="admm", **options).solve()
     assert solution.status == nt.Status.SOLVED
     best = solve_tightly(problem).certificate.objective
     assert solution.certificate.objective == pytest.approx(best, rel=3e-3)

@@ -1,0 +1,85 @@
+"""First working sets, read off a few ADMM iterations on evenly spaced samples (see nettrim/working_set.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from nettrim.admm import Check, Factor, Loop
+from nettrim.operators import Dense
+from nettrim.settings import Settings
+
+__all__ = ["Start", "coarse_start"]
+
+#: samples of the coarse problem, its iterations at most, and the gap it is solved to
+SAMPLES, ITERATIONS, GAP = 1000, 150, 0.05
+#: active bounds a neuron may start with in any case
+LEAST_BOUNDS = 10
+
+
+@dataclass
+class Start:
+    """Weights (N, M), for each neuron the samples whose bound is active and mu times their multipliers, and mu.
+
+    `mu` is 1 / lambda of the ball, (1,) or one for each neuron.
+    """
+
+    W: np.ndarray
+    samples: list[np.ndarray]
+    eta: list[np.ndarray]
+    mu: np.ndarray
+    warm: bool = False
+
+
+def coarse_start(loop: Loop, stopped: Callable[[], str | None]) -> Start:
+    """Start from a problem with fewer samples and the same relative radius.
+
+    With Pc of P samples the ball's multiplier lambda is about Pc / P times that of the whole layer, for the same weights.
+
+    Parameters
+    ----------
+    loop : Loop
+        The whole layer, on the host.
+    stopped : callable
+        Asked at every iteration for a reason to stop; what has been found by then is returned.
+    """
+    M, P = loop.target.shape
+    be, dtype = loop.backend, loop.dtype
+    # the square root of a linear layer's moments has no samples to choose from, and few columns
+    count = P if P <= SAMPLES or loop.mask.all() else SAMPLES
+    index = np.linspace(0, P - 1, count).astype(int)
+    operator = Dense(np.ascontiguousarray(loop.operator.X[:, index]), be, dtype)
+    target, mask = np.ascontiguousarray(loop.target[:, index]), np.ascontiguousarray(loop.mask[:, index])
+    upper = loop.upper if loop.upper.size == 1 else np.ascontiguousarray(loop.upper[:, index])
+    coarse = Loop(operator, target, mask, upper, loop.weights, loop.radii, Factor(operator, be, dtype), be)
+    sizes, whole = coarse.sizes, loop.sizes
+    if loop.radii.size == 1:
+        sizes, whole = np.linalg.norm(sizes, keepdims=True), np.linalg.norm(whole, keepdims=True)
+    coarse.radii = loop.radii * np.divide(sizes, whole, out=np.ones_like(whole), where=whole > 0)
+    found: list[Check] = []
+
+    def accept(check: Check) -> bool:
+        if check.last or abs(check.gap) <= GAP:
+            found.append(check)
+            L = check.multiplier()
+            start.W, squares = check.weights, be.multiplier_sums(L, target, mask, upper)[:, 1]
+            if coarse.radii.size == 1:
+                squares = squares.sum(keepdims=True)
+            # on Omega the multipliers are the residuals over mu
+            mu = np.divide(coarse.radii, np.sqrt(squares), out=np.ones_like(squares), where=squares > 0)
+            per_neuron = np.repeat(mu, M // mu.size)
+            for m in range(M):
+                active = np.flatnonzero(~mask[m] & (L[m] > 0))
+                # near w = 0 all bounds are active: as many as there are weights tell them apart
+                most = max(LEAST_BOUNDS, np.count_nonzero(start.W[:, m]))
+                active = active[np.argsort(-L[m, active])[:most]]
+                start.samples.append(index[active])
+                start.eta.append(L[m, active].astype(np.float64) * per_neuron[m])
+            start.mu = mu * (P / count)
+        return bool(found)
+
+    start = Start(np.zeros((loop.operator.shape[0], M), dtype), [], [], np.ones(coarse.radii.size))
+    coarse.run(coarse.start(), Settings(max_iterations=ITERATIONS), accept, stopped, lambda check: None)
+    return start

@@ -1,0 +1,367 @@
+"""Working sets: exact neurons on few inputs and few bounds, the ball's level, and checks against the whole layer.
+
+Derivation
+----------
+Only the ball couples the neurons. For a fixed multiplier lambda = 1 / mu of the ball, neuron m solves
+
+    minimise    mu sum_i C_im |w_i| + 1/2 || X_Omega^T w - y ||^2      subject to   X_notOmega^T w <= v
+
+and mu is one number: the ball's residual q(mu) = sum_m ||r_m||^2 grows with mu, and q(mu) = epsilon^2 at the optimum.
+At the optimum a neuron uses few inputs and few of its bounds are active, so it is solved on a working set F of inputs
+and A of samples, with the float64 matrices G = X_F X_F^T over Omega and X_FA. While its support and active bounds stay
+the same, w = w0 - mu w1 and ||r||^2 = c + mu^2 a exactly, so the ball's equation is solved in closed form.
+
+A round solves all neurons, adjusts mu, and checks the whole layer with two products, Z = W^T X and H = X L^T for
+L = (Z - Y on Omega, the bounds' multipliers on A): inputs with |H| > mu C and samples with Z > v join the sets. When
+none do, every optimality condition holds, L / mu is dual feasible and the gap is zero.
+
+Implementation
+--------------
+The neurons are solved by kernels/working_set.py, one a thread, BLAS held to one thread each. While inputs are missing
+the ball cannot be reached at the right mu, and a mu that follows it would run away: an unsettled round changes mu once,
+by a part of what the ball's equation asks for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from nettrim.admm import Check, Loop
+from nettrim.coarse import Start
+from nettrim.settings import Settings
+from nettrim.threads import limit
+
+__all__ = ["WorkingSet"]
+
+#: rounds at most, and rounds in a row in which nothing joins the sets and the tolerances are not met
+MAX_ROUNDS, IDLE = 60, 2
+#: a round is settled when the last one added less than this fraction of the inputs in the sets
+SETTLED = 0.1
+#: the power of the factor that the ball's equation asks for by which mu changes in an unsettled round
+DAMPING = 0.3
+#: times a settled round solves the neurons, and the largest factor of one change of mu in either kind of round
+LEVELS, LEVEL_FACTOR = 12, (2.5, 10.0)
+#: corrections by whole blocks before a neuron's path is followed, in an unsettled and in a settled round
+ATTEMPTS = (0, 3)
+#: relative stationarity that the neurons are solved to in an unsettled round
+ROUGH = 1e-4
+#: a neuron's sets grow by the size of its support (of its watched samples) in a round, but by this many in any case
+LEAST = 40
+#: mu at which a ball that is still out of reach counts as infeasible, relative to the first one
+VANISHED = 1e-9
+#: bytes of matrices that are kept for the next solve
+KEPT_BYTES = 256e6
+
+
+class _Neuron:
+    """A neuron's sets, matrices and present solution (see kernels/working_set.py for the names)."""
+
+    def __init__(self, inputs: np.ndarray, samples: np.ndarray, w: np.ndarray, eta: np.ndarray):
+        self.inputs, self.samples = inputs.astype(np.int64), samples.astype(np.int64)
+        self.w, self.eta = w.astype(np.float64), eta.astype(np.float64)
+        self.G, self.A = np.zeros((0, 0)), np.zeros((0, 0))
+        self.path_w, self.path_eta = np.zeros((2, w.size)), np.zeros((2, eta.size))
+        self.exact, self.c, self.a = False, np.inf, 0.0
+
+    def add(self, inputs: np.ndarray, samples: np.ndarray) -> None:
+        n, k = inputs.size, samples.size
+        self.inputs = np.concatenate([self.inputs, inputs])
+        self.samples = np.concatenate([self.samples, samples])
+        self.w, self.eta = np.append(self.w, np.zeros(n)), np.append(self.eta, np.zeros(k))
+        self.path_w = np.hstack([self.path_w, np.zeros((2, n))])
+        self.path_eta = np.hstack([self.path_eta, np.zeros((2, k))])
+
+    @property
+    def bytes(self) -> float:
+        """Of G and A, once they have grown to the sets."""
+        return 8.0 * self.inputs.size * (self.inputs.size + self.samples.size)
+
+
+class WorkingSet:
+    """The method on one problem's arrays.
+
+    Parameters
+    ----------
+    loop : Loop
+        The layer's arrays, on the host, and its products.
+    settings : Settings
+    n_threads : int
+        Neurons solved at a time.
+    stopped : callable
+        Asked between neurons for a reason to stop.
+    earlier : WorkingSet, optional
+        An earlier run on the same X and Omega, whose products are used again.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        settings: Settings,
+        n_threads: int,
+        stopped: Callable[[], str | None],
+        earlier: WorkingSet | None = None,
+    ):
+        self.loop, self.settings, self.n_threads, self.stopped = loop, settings, n_threads, stopped
+        self.X = np.ascontiguousarray(loop.operator.X)
+        self.N, self.M = self.X.shape[0], loop.target.shape[0]
+        self.C = np.broadcast_to(loop.weights, (self.N, self.M)).astype(np.float64)
+        self.squares = loop.sizes**2
+        self.linear = bool(loop.mask.all())
+        self.b = self._right_hand_sides()
+        self.inside = None if self.linear else [np.flatnonzero(row) for row in loop.mask]
+        # an entry's share of the tolerance, were all outputs as far over their bounds
+        self.level = 0.1 * settings.feas_tol * float(np.sqrt(self.squares.sum() / loop.target.size))
+        self.neurons: list[_Neuron] = []
+        self.counts = {"systems": 0, "kinks": 0}
+        self.phases = {"gram": 0.0, "neurons": 0.0, "check": 0.0}
+        self._earlier = earlier.neurons if earlier is not None else None
+
+    def run(
+        self,
+        start: Start,
+        accept: Callable[[Check], bool],
+        observe: Callable[[Check], str | None],
+    ) -> tuple[str, int]:
+        """Rounds until `accept` is true or a reason to stop; returns the reason and the number of rounds.
+
+        Reasons are "accepted", those of `stopped` and `observe`, "max_iterations", and three after which another method
+        should go on: "memory", "out of reach" (the ball at a vanishing mu) and "precision" (nothing is left to add, yet
+        the tolerances are not met).
+        """
+        began = time.perf_counter()
+        self.mu = start.mu.astype(np.float64)
+        first = self.mu.copy()
+        self._begin(start)
+        rounds = min(MAX_ROUNDS, self.settings.max_iterations)
+        added, idle = 0 if start.warm else self.N * self.M, 0
+        for k in range(1, rounds + 1):
+            if sum(n.bytes for n in self.neurons) > self.settings.memory_limit:
+                return "memory", k - 1
+            settled = added <= SETTLED * sum(n.inputs.size for n in self.neurons)
+            with limit(1), ThreadPoolExecutor(self.n_threads) as pool:
+                self._timed("gram", lambda: list(pool.map(self._grow, range(self.M))))
+                reached = self._timed("neurons", lambda: self._find_level(pool, settled))
+            check, added, watched = self._timed("check", lambda: self._check(k, began))
+            reason = self.stopped() or ("max_iterations" if k == self.settings.max_iterations else None)
+            check.last = reason is not None
+            if accept(check):
+                return "accepted", k
+            reason = reason or observe(check)
+            if reason:
+                return reason, k
+            idle = idle + 1 if settled and added + watched == 0 else 0
+            if idle == IDLE:
+                return "precision", k
+            if settled and not reached and (self.mu <= VANISHED * first).any():
+                return "out of reach", k
+        return "precision", rounds
+
+    def state(self) -> Start:
+        """Where a further run may start."""
+        W = np.zeros((self.N, self.M), self.loop.dtype)
+        for m, n in enumerate(self.neurons):
+            W[n.inputs, m] = n.w
+        active = [np.flatnonzero(n.eta) for n in self.neurons]
+        samples = [n.samples[a] for n, a in zip(self.neurons, active, strict=True)]
+        return Start(W, samples, [n.eta[a] for n, a in zip(self.neurons, active, strict=True)], self.mu, warm=True)
+
+    def release(self) -> WorkingSet | None:
+        """What a later run on the same X and Omega may use again, if it is small enough to keep."""
+        if sum(n.bytes for n in self.neurons) > KEPT_BYTES:
+            return None
+        return self
+
+    # sets and their matrices
+
+    def _right_hand_sides(self) -> np.ndarray:
+        """X Y^T over Omega, (N, M) in float64, a chunk of samples at a time."""
+        loop, total = self.loop, np.zeros((self.N, self.M))
+        P = loop.target.shape[1]
+        step = max(1, (16 << 20) // (8 * (self.N + self.M)))
+        for start in range(0, P, step):
+            s = slice(start, min(start + step, P))
+            Y = np.where(loop.mask[:, s], loop.target[:, s], 0).astype(np.float64)
+            total += loop.backend.product(self.X[:, s].astype(np.float64), Y.T)
+        return total
+
+    def _begin(self, start: Start) -> None:
+        for m in range(self.M):
+            samples, eta = start.samples[m], start.eta[m]
+            watched = ~self.loop.mask[m, samples]
+            inputs = np.flatnonzero((start.W[:, m] != 0) | (self.C[:, m] == 0))
+            old = self._earlier[m] if self._earlier is not None else None
+            if old is not None:
+                # its products are known: its inputs come first, in the same order
+                inputs = np.concatenate([old.inputs, np.setdiff1d(inputs, old.inputs)])
+            neuron = _Neuron(inputs, samples[watched], start.W[inputs, m], eta[watched])
+            if old is not None:
+                neuron.G = old.G
+            self.neurons.append(neuron)
+        self._earlier = None
+
+    def _grow(self, m: int) -> None:
+        """Matrices of the neuron's sets; what was known of G is kept."""
+        from nettrim.kernels import working_set as kernels
+
+        n = self.neurons[m]
+        old, size = n.G.shape[0], n.inputs.size
+        if size > old:
+            if self.linear:
+                n.G = np.ascontiguousarray(self._gram()[np.ix_(n.inputs, n.inputs)])
+            else:
+                G = np.empty((size, size))
+                G[:old, :old] = n.G
+                kernels.gather_products(self.X, self.inside[m], n.inputs, old, G)
+                n.G = G
+        if n.A.shape != (size, n.samples.size):
+            n.A = np.empty((size, n.samples.size))
+            kernels.gather_columns(self.X, n.inputs, n.samples, n.A)
+
+    def _gram(self) -> np.ndarray:
+        """X X^T of a linear layer, the same for all neurons."""
+        N, P = self.X.shape
+        if N <= P:
+            return self.loop.factor.gram
+        if not hasattr(self, "_products"):
+            X = self.X.astype(np.float64)
+            self._products = X @ X.T
+        return self._products
+
+    # the neurons
+
+    def _solve(self, m: int, mu: float, tol: float, attempts: int) -> None:
+        from nettrim.kernels import working_set as kernels
+
+        if self.stopped():
+            return
+        n, upper = self.neurons[m], self.loop.upper
+        if n.inputs.size == 0:
+            n.exact, n.c, n.a = True, float(self.squares[m]), 0.0
+            return
+        bound = np.full(n.samples.size, upper[0, 0]) if upper.size == 1 else upper[m, n.samples]
+        n.exact, n.c, n.a, systems, kinks = kernels.solve(
+            n.G,
+            self.b[n.inputs, m],
+            float(self.squares[m]),
+            self.C[n.inputs, m],
+            n.A,
+            bound.astype(np.float64),
+            mu,
+            n.path_w,
+            n.path_eta,
+            n.w,
+            n.eta,
+            tol,
+            self.level,
+            attempts,
+        )
+        self.counts["systems"] += systems
+        self.counts["kinks"] += kinks
+
+    def _find_level(self, pool: ThreadPoolExecutor, settled: bool) -> bool:
+        """Solve the neurons and move mu towards the ball; whether it was met. An unsettled round moves mu once."""
+        s, radii = self.settings, self.loop.radii
+        tol = 0.01 * s.gap_tol if settled else max(ROUGH, 0.01 * s.gap_tol)
+        aim = min(0.1 * s.feas_tol, 0.01 * s.gap_tol)
+        factor, attempts = LEVEL_FACTOR[settled], ATTEMPTS[settled]
+        low, high = np.zeros_like(self.mu), np.full_like(self.mu, np.inf)
+        todo = np.arange(self.M)
+        done = np.zeros(radii.size, bool)
+        for step in range(LEVELS if settled else 2):
+            mu = np.repeat(self.mu, self.M // self.mu.size)
+            list(pool.map(lambda m, mu=mu: self._solve(m, mu[m], tol, attempts), todo.tolist()))
+            q, c, a, zero = self._residuals(mu)
+            reached = np.sqrt(q)
+            # a ball that W = 0 does not fill asks nothing
+            done = (np.abs(reached - radii) <= aim * radii) | (zero & (reached < radii))
+            if done.all() or step + 1 == (LEVELS if settled else 2) or self.stopped():
+                break
+            above = reached > radii
+            high = np.where(above, np.minimum(high, self.mu), high)
+            low = np.where(above, low, np.maximum(low, self.mu))
+            new = np.sqrt(np.divide(np.maximum(radii**2 - c, 0), a, out=np.full_like(a, np.inf), where=a > 0))
+            new = np.clip(new, self.mu / factor, self.mu * factor)
+            if not settled:
+                new = self.mu * (new / self.mu) ** DAMPING
+            # q(mu) is monotone on fixed sets: a step out of the bracket is halved in the logarithm
+            bracketed = np.isfinite(high) & (low > 0)
+            middle = np.sqrt(low * np.where(bracketed, high, 1))
+            new = np.where(bracketed & ((new <= low) | (new >= high)), middle, new)
+            self.mu = np.where(done, self.mu, new)
+            if radii.size > 1:
+                todo = np.flatnonzero(~done)
+        return bool(done.all())
+
+    def _residuals(self, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """For each ball q, and c and a with q = c + mu^2 a nearby, and whether all its weights are zero."""
+        c, a = np.array([n.c for n in self.neurons]), np.array([n.a for n in self.neurons])
+        exact = np.array([n.exact for n in self.neurons])
+        zero = np.array([not n.w.any() for n in self.neurons])
+        q = c + a * mu**2
+        # a neuron that is not exact is taken to answer to mu as the exact ones do on average
+        share = (a * mu**2)[exact].sum() / max(q[exact].sum(), 1e-300) if exact.any() else 0.5
+        a = np.where(exact, a, share * q / np.maximum(mu**2, 1e-300))
+        c = np.where(exact, c, (1 - share) * q)
+        if self.mu.size > 1:
+            return q, c, a, zero
+        return q.sum(keepdims=True), c.sum(keepdims=True), a.sum(keepdims=True), zero.all(keepdims=True)
+
+    # the layer
+
+    def _check(self, k: int, began: float) -> tuple[Check, int, int]:
+        """The round's check, and the numbers of inputs and samples that joined the sets."""
+        loop, be = self.loop, self.loop.backend
+        W = np.zeros((self.N, self.M), loop.dtype)
+        for m, n in enumerate(self.neurons):
+            W[n.inputs, m] = n.w
+        Z = be.product(W.T, self.X)
+        with ThreadPoolExecutor(self.n_threads) as pool:
+            judged = list(pool.map(lambda m: self._judge(m, Z[m]), range(self.M)))
+        H = be.product(self.X, Z.T)
+        mu = np.repeat(self.mu, self.M // self.mu.size)
+        objective, dual = loop.bound(W, H, Z, 1 / mu)
+        size = max(abs(objective), abs(dual))
+        gap = (objective - dual) / size if size > 0 else 0.0
+        rows, excess = np.array([j[1] for j in judged]), float(sum(j[2] for j in judged))
+        scale = (1 / mu).astype(loop.dtype)
+        check = Check(k, objective, dual, gap, time.perf_counter() - began, W, lambda: Z * scale[:, None])
+        check.violation = loop.relative_violation(rows, excess)
+        added = watched = 0
+        for m, n in enumerate(self.neurons):
+            over = np.abs(H[:, m]) - mu[m] * self.C[:, m] * (1 + 0.01 * self.settings.gap_tol)
+            over[n.inputs] = 0
+            inputs, samples = _worst(over, max(LEAST, np.count_nonzero(n.w))), judged[m][0]
+            n.add(inputs, samples)
+            added, watched = added + inputs.size, watched + samples.size
+        return check, added, watched
+
+    def _judge(self, m: int, z: np.ndarray) -> tuple[np.ndarray, float, float]:
+        """Turn a neuron's outputs into mu times its multipliers; samples to watch, squared residual and excess."""
+        from nettrim.kernels import working_set as kernels
+
+        n, loop = self.neurons[m], self.loop
+        upper = loop.upper[0] if loop.upper.size == 1 else loop.upper[m]
+        samples, over, square, excess = kernels.judge_row(z, loop.target[m], loop.mask[m], upper, self.level)
+        z[n.samples] = n.eta
+        new = ~np.isin(samples, n.samples)
+        samples, over = samples[new], over[new]
+        return samples[_worst(over, max(LEAST, n.samples.size))], square, excess
+
+    def _timed(self, phase: str, work: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        result = work()
+        self.phases[phase] += time.perf_counter() - began
+        return result
+
+
+def _worst(excess: np.ndarray, most: int) -> np.ndarray:
+    """Indices of the positive entries, the largest ones if there are too many."""
+    index = np.flatnonzero(excess > 0)
+    if index.size > most:
+        index = index[np.argsort(-excess[index])[:most]]
+    return index
