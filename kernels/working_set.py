@@ -24,6 +24,8 @@ _CHUNK, _ROWS = 512, 64
 _SHIFT = 1e-13
 #: relative shift of the systems of `follow`, and kinks after which their inverse is computed afresh
 _PATH_SHIFT, _REFRESH = 1e-11, 100
+#: distance of the bounds that a path is followed to from the true ones, relative to the tolerance of a violation
+_APART = 0.3
 #: steps of iterative refinement of the solution at the end of a path
 _REFINE = 3
 #: sets grow by at most one part in this many, but by this many in any case, in one correction of `exact`
@@ -271,7 +273,7 @@ def _invert(G, A, n, basis, m, shift, inverse):
 
 
 @nb.njit(**_OPTIONS)
-def follow(G, b, C, A, v, mu, w, eta, path, limit):
+def follow(G, b, C, A, v, mu, w, eta, path, feasible, limit):
     """Follow the exact solution from a problem that (w, eta) solves to this one; in place. Returns (arrived, steps).
 
     The linear term on the support, the costs of inputs that want to enter and the bounds that are violated start where
@@ -282,9 +284,12 @@ def follow(G, b, C, A, v, mu, w, eta, path, limit):
     n, k = A.shape
     size = _size(G, A)
     shift = _PATH_SHIFT * size * size
-    # bounds in the units of the inputs' products
+    # bounds in the units of the inputs' products; each is moved by less than the tolerance, since near w = 0 all bounds
+    # of a ReLU meet in one point, which a path could not leave
     A = A * size
-    bound = v * size
+    bound = np.empty(k)
+    for p in range(k):
+        bound[p] = (v[p] + _APART * feasible * _spread(p)) * size
     e = eta / size
     cap = n + k
     basis, position = np.empty(cap, np.int64), np.full(cap, -1)
@@ -347,6 +352,11 @@ def follow(G, b, C, A, v, mu, w, eta, path, limit):
                 right[r] = -df[q] - sign[q] * dc[q] if q < n else dv[q - n]
             for r in range(m):
                 direction[r] = _dot(inverse[r], right, m)
+        if not np.isfinite(np.sum(direction[:m])):
+            if fresh or not _invert(G, A, n, basis, m, shift, inverse):
+                return False, step
+            fresh = True
+            continue
         dw[:] = 0.0
         de[:] = 0.0
         for r in range(m):
@@ -418,7 +428,7 @@ def follow(G, b, C, A, v, mu, w, eta, path, limit):
         left -= t
         if which < 0 or left <= 0:
             eta[:] = np.maximum(e, 0.0) * size
-            _affine(G, b, C, A, bound, sign, basis, m, inverse, size, path)
+            _affine(G, b, C, A, v * size, sign, basis, m, inverse, size, path)
             return True, step + 1
         last = which
         fresh = False
@@ -540,7 +550,10 @@ def solve(G, b, yy, C, A, v, mu, path_w, path_eta, w, eta, tol, feasible, attemp
     )
     if verified:
         return True, c, a, systems, 0
-    _, kinks = follow(G, b, C, A, v, mu, w, eta, path, 10 * (w.size + eta.size) + 100)
+    old_w, old_eta = w.copy(), eta.copy()
+    _, kinks = follow(G, b, C, A, v, mu, w, eta, path, feasible, 10 * (w.size + eta.size) + 100)
+    if not np.isfinite(w.sum() + eta.sum()):
+        w[:], eta[:] = old_w, old_eta
     signs = _guess(w, C)
     verified, more, c, a = exact(G, b, yy, C, A, v, mu, path, signs, _bounds(eta, np.count_nonzero(signs)), w, eta, tol, feasible, 3)
     if not verified:

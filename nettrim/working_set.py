@@ -46,8 +46,10 @@ SETTLED = 0.1
 DAMPING = 0.3
 #: times a settled round solves the neurons, and the largest factor of one change of mu in either kind of round
 LEVELS, LEVEL_FACTOR = 12, (2.5, 10.0)
-#: corrections by whole blocks before a neuron's path is followed, in an unsettled and in a settled round
-ATTEMPTS = (0, 3)
+#: relative error of the ball's radius that is left alone, as a fraction of the last gap
+NEEDLESS = 0.01
+#: corrections by whole blocks before a neuron's path is followed, where few indices are expected to change
+ATTEMPTS = 3
 #: relative stationarity that the neurons are solved to in an unsettled round
 ROUGH = 1e-4
 #: a neuron's sets grow by the size of its support (of its watched samples) in a round, but by this many in any case
@@ -134,7 +136,8 @@ class WorkingSet:
         the tolerances are not met).
         """
         began = time.perf_counter()
-        self.mu = start.mu.astype(np.float64)
+        self.mu, self.gap = start.mu.astype(np.float64), 0.0 if start.warm else 1.0
+        self.joined = self.N * self.M
         first = self.mu.copy()
         self._begin(start)
         rounds = min(MAX_ROUNDS, self.settings.max_iterations)
@@ -267,14 +270,17 @@ class WorkingSet:
         """Solve the neurons and move mu towards the ball; whether it was met. An unsettled round moves mu once."""
         s, radii = self.settings, self.loop.radii
         tol = 0.01 * s.gap_tol if settled else max(ROUGH, 0.01 * s.gap_tol)
-        aim = min(0.1 * s.feas_tol, 0.01 * s.gap_tol)
-        factor, attempts = LEVEL_FACTOR[settled], ATTEMPTS[settled]
+        # while the sets still grow, a ball met more closely than the gap is met in vain
+        aim = max(min(0.1 * s.feas_tol, 0.01 * s.gap_tol), NEEDLESS * self.gap)
+        factor = LEVEL_FACTOR[settled]
         low, high = np.zeros_like(self.mu), np.full_like(self.mu, np.inf)
         todo = np.arange(self.M)
         done = np.zeros(radii.size, bool)
         for step in range(LEVELS if settled else 2):
             mu = np.repeat(self.mu, self.M // self.mu.size)
-            list(pool.map(lambda m, mu=mu: self._solve(m, mu[m], tol, attempts), todo.tolist()))
+            few = self.joined <= self.M if step == 0 else settled
+            attempts = ATTEMPTS if few else 0
+            list(pool.map(lambda m, mu=mu, a=attempts: self._solve(m, mu[m], tol, a), todo.tolist()))
             q, c, a, zero = self._residuals(mu)
             reached = np.sqrt(q)
             # a ball that W = 0 does not fill asks nothing
@@ -327,6 +333,7 @@ class WorkingSet:
         objective, dual = loop.bound(W, H, Z, 1 / mu)
         size = max(abs(objective), abs(dual))
         gap = (objective - dual) / size if size > 0 else 0.0
+        self.gap = min(abs(gap), 1.0)
         rows, excess = np.array([j[1] for j in judged]), float(sum(j[2] for j in judged))
         scale = (1 / mu).astype(loop.dtype)
         check = Check(k, objective, dual, gap, time.perf_counter() - began, W, lambda: Z * scale[:, None])
@@ -338,6 +345,7 @@ class WorkingSet:
             inputs, samples = _worst(over, max(LEAST, np.count_nonzero(n.w))), judged[m][0]
             n.add(inputs, samples)
             added, watched = added + inputs.size, watched + samples.size
+        self.joined = added + watched
         return check, added, watched
 
     def _judge(self, m: int, z: np.ndarray) -> tuple[np.ndarray, float, float]:
