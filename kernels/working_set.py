@@ -25,7 +25,7 @@ _SHIFT = 1e-13
 #: relative shift of the systems of `follow`, and kinks after which their inverse is computed afresh
 _PATH_SHIFT, _REFRESH = 1e-11, 100
 #: distance of the bounds that a path is followed to from the true ones, relative to the tolerance of a violation
-_APART = 0.3
+_APART = 0.03
 #: steps of iterative refinement of the solution at the end of a path
 _REFINE = 3
 #: sets grow by at most one part in this many, but by this many in any case, in one correction of `exact`
@@ -167,6 +167,8 @@ def exact(G, b, yy, C, A, v, mu, path, signs, active, w, eta, tol, feasible, att
     for i in range(n):
         floor = max(floor, cost[i])
     size = _size(G, A)
+    # weights whose part in the outputs is far below the tolerance are zero: near w = 0 rounding decides their signs
+    tiny = 1e-3 * feasible / size
     w0, w1, eta0, eta1 = path[0][0], path[0][1], path[1][0], path[1][1]
     solved = 0
     for attempt in range(attempts + 1):
@@ -193,6 +195,7 @@ def exact(G, b, yy, C, A, v, mu, path, signs, active, w, eta, tol, feasible, att
             g += np.dot(A, new_eta)
             excess = np.dot(new_w, A) - v
         # what is wrong with the guess
+        rounding = -1e-12 * np.max(np.abs(new_eta)) if k > 0 else 0.0
         over = np.zeros(n)
         bad, kept, bound = 0, 0, 0
         for i in range(n):
@@ -201,7 +204,12 @@ def exact(G, b, yy, C, A, v, mu, path, signs, active, w, eta, tol, feasible, att
                 if abs(g[i] + mu * cost[i] * signs[i]) > max(allowed, 1e-9 * abs(b[i])):
                     # dependent inputs: the system was not solved
                     bad += 1
-                if new_w[i] * signs[i] < 0 and cost[i] > 0:
+                if new_w[i] * signs[i] < 0 and cost[i] > 0 and abs(new_w[i]) <= tiny:
+                    new_w[i] = 0.0
+                    kept += 1
+                    if abs(w0[i]) <= tiny:
+                        w0[i], w1[i] = 0.0, 0.0
+                elif new_w[i] * signs[i] < 0 and cost[i] > 0:
                     bad += 1
                     if attempt > 0:
                         signs[i] = 0.0
@@ -216,7 +224,7 @@ def exact(G, b, yy, C, A, v, mu, path, signs, active, w, eta, tol, feasible, att
                     bad += 1
         for p in range(k):
             if active[p]:
-                if new_eta[p] < 0:
+                if new_eta[p] < rounding:
                     bad += 1
                     if attempt > 0:
                         active[p] = False
@@ -232,7 +240,7 @@ def exact(G, b, yy, C, A, v, mu, path, signs, active, w, eta, tol, feasible, att
                 else:
                     excess[p] = 0.0
         if bad == 0:
-            w[:], eta[:] = new_w, new_eta
+            w[:], eta[:] = new_w, np.maximum(new_eta, 0.0)
             Gw0, Gw1 = np.dot(G, w0), np.dot(G, w1)
             c = max(np.dot(w0, Gw0) - 2 * np.dot(b, w0) + yy, 0.0)
             return True, solved, c, max(np.dot(w1, Gw1), 0.0)
@@ -540,9 +548,9 @@ def _spread(i):
 def solve(G, b, yy, C, A, v, mu, path_w, path_eta, w, eta, tol, feasible, attempts):
     """One neuron at mu: `exact`, and where it fails `follow` and `exact` again. w, eta and the path are updated.
 
-    Returns (verified, c, a, systems, kinks). c and a describe ||residual||^2 = c + mu^2 a; without verification they are
-    the present value and 0.
+    Returns (verified, c, a, systems, kinks). c and a describe ||residual||^2 = c + mu^2 a, nearby.
     """
+    n = w.size
     path = (path_w, path_eta)
     signs = _guess(w, C)
     verified, systems, c, a = exact(
@@ -554,10 +562,20 @@ def solve(G, b, yy, C, A, v, mu, path_w, path_eta, w, eta, tol, feasible, attemp
     _, kinks = follow(G, b, C, A, v, mu, w, eta, path, feasible, 10 * (w.size + eta.size) + 100)
     if not np.isfinite(w.sum() + eta.sum()):
         w[:], eta[:] = old_w, old_eta
+    tiny = _APART * feasible / _size(G, A)
     signs = _guess(w, C)
     verified, more, c, a = exact(G, b, yy, C, A, v, mu, path, signs, _bounds(eta, np.count_nonzero(signs)), w, eta, tol, feasible, 3)
     if not verified:
-        c, a = max(np.dot(w, np.dot(G, w)) - 2 * np.dot(b, w) + yy, 0.0), 0.0
+        # what the distance of the bounds alone allows
+        for i in range(n):
+            if abs(w[i]) <= tiny:
+                w[i] = 0.0
+        # the slope of the path's last piece, where it makes sense
+        c = max(np.dot(w, np.dot(G, w)) - 2 * np.dot(b, w) + yy, 0.0)
+        a = np.dot(path_w[1], np.dot(G, path_w[1]))
+        if not (np.isfinite(a) and 0 <= a * mu * mu <= c):
+            a = 0.0
+        c -= a * mu * mu
     return verified, c, a, systems + more, kinks
 
 

@@ -192,7 +192,8 @@ class _Run:
         if reason not in FINAL:
             self.method, self.found, self.tried_vertex = "admm", None, False
             reason, iterations = self._admm()
-        if reason == "max_iterations" and self.proof is None and self.found[2].violation > INFEASIBLE_FROM:
+        doubtful = self.proof is None and self.found[2].violation > INFEASIBLE_FROM
+        if reason == "max_iterations" and self.method == "admm" and doubtful:
             self._try_proof()
         if self.proof is not None:
             return self._infeasible(iterations)

@@ -141,7 +141,7 @@ class WorkingSet:
         first = self.mu.copy()
         self._begin(start)
         rounds = min(MAX_ROUNDS, self.settings.max_iterations)
-        added, idle = 0 if start.warm else self.N * self.M, 0
+        added, idle, best = 0 if start.warm else self.N * self.M, 0, np.inf
         for k in range(1, rounds + 1):
             if sum(n.bytes for n in self.neurons) > self.settings.memory_limit:
                 return "memory", k - 1
@@ -157,7 +157,9 @@ class WorkingSet:
             reason = reason or observe(check)
             if reason:
                 return reason, k
-            idle = idle + 1 if settled and added + watched == 0 else 0
+            error = abs(check.gap) + check.violation
+            idle = idle + 1 if settled and added + watched == 0 and error > 0.5 * best else 0
+            best = min(best, error)
             if idle == IDLE:
                 return "precision", k
             if settled and not reached and (self.mu <= VANISHED * first).any():
@@ -306,13 +308,8 @@ class WorkingSet:
     def _residuals(self, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """For each ball q, and c and a with q = c + mu^2 a nearby, and whether all its weights are zero."""
         c, a = np.array([n.c for n in self.neurons]), np.array([n.a for n in self.neurons])
-        exact = np.array([n.exact for n in self.neurons])
         zero = np.array([not n.w.any() for n in self.neurons])
         q = c + a * mu**2
-        # a neuron that is not exact is taken to answer to mu as the exact ones do on average
-        share = (a * mu**2)[exact].sum() / max(q[exact].sum(), 1e-300) if exact.any() else 0.5
-        a = np.where(exact, a, share * q / np.maximum(mu**2, 1e-300))
-        c = np.where(exact, c, (1 - share) * q)
         if self.mu.size > 1:
             return q, c, a, zero
         return q.sum(keepdims=True), c.sum(keepdims=True), a.sum(keepdims=True), zero.all(keepdims=True)
