@@ -24,6 +24,8 @@ _CHUNK, _ROWS = 512, 64
 _SHIFT = 1e-13
 #: relative shift of the systems of `follow`, and kinks after which their inverse is computed afresh
 _PATH_SHIFT, _REFRESH = 1e-11, 100
+#: halvings of a bisection
+_HALVINGS = 40
 #: distance of the bounds that a path is followed to from the true ones, relative to the tolerance of a violation
 _APART = 0.03
 #: steps of iterative refinement of the solution at the end of a path
@@ -110,12 +112,25 @@ def judge_row(z, y, inside, upper, level):
 
 
 @nb.njit(**_OPTIONS)
-def _largest(excess, most):
-    """Indices of the positive entries, the largest ones if there are more than `most`."""
-    index = np.flatnonzero(excess > 0)
-    if index.size > most:
-        index = index[np.argsort(-excess[index])[:most]]
-    return index
+def _threshold(excess, most):
+    """A level above which at most `most` of the positive entries lie, by bisection; 0 if there are not more."""
+    high, count = 0.0, 0
+    for i in range(excess.size):
+        count += excess[i] > 0
+        high = max(high, excess[i])
+    low = 0.0
+    if count <= most:
+        return low
+    for _ in range(_HALVINGS):
+        middle = 0.5 * (low + high)
+        count = 0
+        for i in range(excess.size):
+            count += excess[i] > middle
+        if count > most:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 @nb.njit(**_OPTIONS)
@@ -130,128 +145,161 @@ def _size(G, A):
 
 
 @nb.njit(**_OPTIONS)
-def _system(G, b, cost, A, v, S, J, signs, size):
-    """w0, w1 on S and eta0, eta1 on J with G w + A eta = b - mu cost signs, A^T w = v, for every mu at once."""
-    s, k = S.size, J.size
-    K, right = np.zeros((s + k, s + k)), np.zeros((s + k, 2))
-    for i in range(s):
-        row = G[S[i]]
-        for j in range(s):
-            K[i, j] = row[S[j]]
-        for j in range(k):
-            K[i, s + j] = A[S[i], J[j]] * size
-            K[s + j, i] = K[i, s + j]
-        K[i, i] += _SHIFT * size * size
-        right[i, 0], right[i, 1] = b[S[i]], cost[S[i]] * signs[S[i]]
-    for j in range(k):
-        K[s + j, s + j] = -_SHIFT * size * size
-        right[s + j, 0] = v[J[j]] * size
-    try:
-        solved = np.linalg.solve(K, right)
-    except Exception:
-        solved = np.full((s + k, 2), np.nan)
-    return solved[:s, 0], solved[:s, 1], solved[s:, 0] * size, solved[s:, 1] * size
+def _outputs(A, w, out):
+    """out = A^T w."""
+    for p in range(out.size):
+        out[p] = 0.0
+    for i in range(w.size):
+        if w[i] != 0:
+            _axpy(out, w[i], A[i], out.size)
 
 
 @nb.njit(**_OPTIONS)
-def exact(G, b, yy, C, A, v, mu, path, signs, active, w, eta, tol, feasible, attempts):
-    """Active-set corrections from the guess (signs, active); whether one was verified within the tolerances.
+def _quadratic(G, x, y):
+    total = 0.0
+    for i in range(x.size):
+        if x[i] != 0:
+            total += x[i] * _dot(G[i], y, y.size)
+    return total
 
-    `path` (4 rows: w0, w1 of n entries, eta0, eta1 of k, in two arrays) holds the last affine solution w0 - mu w1; it is
-    tried first. On success w, eta, path, signs and active describe the solution; the guess is left as last corrected
-    otherwise. Returns (verified, systems solved, c, a) with ||X^T w - y||^2 = c + mu^2 a along the path.
+
+@nb.njit(**_OPTIONS)
+def _judge(G, b, C, A, v, mu, path_w, path_eta, signs, active, tol, feasible, w, eta, over, excess, correct):
+    """Evaluate w0 - mu w1 against the optimality conditions for the guess (signs, active).
+
+    w and eta get its values, `over` and `excess` what inputs and bounds outside the guess are over their limits. With
+    `correct`, what has the wrong sign leaves the guess. Returns (faults, inputs and bounds that stay); faults are -1
+    for values that are not finite.
     """
     n, k = A.shape
-    cost = C
-    floor = 0.0
-    for i in range(n):
-        floor = max(floor, cost[i])
-    size = _size(G, A)
+    size, floor, rounding, total = _size(G, A), 0.0, 0.0, 0.0
     # weights whose part in the outputs is far below the tolerance are zero: near w = 0 rounding decides their signs
     tiny = 1e-3 * feasible / size
-    w0, w1, eta0, eta1 = path[0][0], path[0][1], path[1][0], path[1][1]
-    solved = 0
-    for attempt in range(attempts + 1):
-        if attempt > 0:
-            S = np.flatnonzero(signs != 0)
-            J = np.flatnonzero(active)
-            if S.size == 0 and J.size > 0:
-                J = J[:0]
-            w0[:], w1[:], eta0[:], eta1[:] = 0.0, 0.0, 0.0, 0.0
-            if S.size > 0:
-                a0, a1, e0, e1 = _system(G, b, cost, A, v, S, J, signs, size)
-                solved += 1
-                for i in range(S.size):
-                    w0[S[i]], w1[S[i]] = a0[i], a1[i]
-                for j in range(J.size):
-                    eta0[J[j]], eta1[J[j]] = e0[j], e1[j]
-        new_w = w0 - mu * w1
-        new_eta = eta0 - mu * eta1
-        if not np.isfinite(new_w.sum() + new_eta.sum()):
-            return False, solved, np.inf, 0.0
-        g = np.dot(G, new_w) - b
-        excess = np.zeros(k)
-        if k > 0:
-            g += np.dot(A, new_eta)
-            excess = np.dot(new_w, A) - v
-        # what is wrong with the guess
-        rounding = -1e-12 * np.max(np.abs(new_eta)) if k > 0 else 0.0
-        over = np.zeros(n)
-        bad, kept, bound = 0, 0, 0
-        for i in range(n):
-            allowed = mu * (cost[i] if cost[i] > 0 else floor) * tol
-            if signs[i] != 0:
-                if abs(g[i] + mu * cost[i] * signs[i]) > max(allowed, 1e-9 * abs(b[i])):
-                    # dependent inputs: the system was not solved
-                    bad += 1
-                if new_w[i] * signs[i] < 0 and cost[i] > 0 and abs(new_w[i]) <= tiny:
-                    new_w[i] = 0.0
-                    kept += 1
-                    if abs(w0[i]) <= tiny:
-                        w0[i], w1[i] = 0.0, 0.0
-                elif new_w[i] * signs[i] < 0 and cost[i] > 0:
-                    bad += 1
-                    if attempt > 0:
-                        signs[i] = 0.0
-                else:
-                    kept += 1
-            else:
-                # an old path may have used another input
-                bad += new_w[i] != 0
-                beyond = abs(g[i]) - mu * cost[i]
-                if beyond > allowed:
-                    over[i] = beyond
-                    bad += 1
-        for p in range(k):
-            if active[p]:
-                if new_eta[p] < rounding:
-                    bad += 1
-                    if attempt > 0:
-                        active[p] = False
-                else:
-                    bound += 1
-                    # dependent bounds: the system was not solved
-                    bad += abs(excess[p]) > feasible
-                excess[p] = 0.0
-            else:
-                bad += new_eta[p] != 0
-                if excess[p] > feasible:
-                    bad += 1
-                else:
-                    excess[p] = 0.0
-        if bad == 0:
-            w[:], eta[:] = new_w, np.maximum(new_eta, 0.0)
-            Gw0, Gw1 = np.dot(G, w0), np.dot(G, w1)
-            c = max(np.dot(w0, Gw0) - 2 * np.dot(b, w0) + yy, 0.0)
-            return True, solved, c, max(np.dot(w1, Gw1), 0.0)
-        if attempt == 0:
-            # the old path only had to be tried: the guess for the first system comes from w and eta
+    for i in range(n):
+        floor = max(floor, C[i])
+        w[i] = path_w[0, i] - mu * path_w[1, i]
+        total += w[i]
+    for p in range(k):
+        eta[p] = path_eta[0, p] - mu * path_eta[1, p]
+        rounding = max(rounding, abs(eta[p]))
+        total += eta[p]
+    if not np.isfinite(total):
+        return -1, 0, 0
+    rounding *= -1e-12
+    _outputs(A, w, excess)
+    faults, kept, bound = 0, 0, 0
+    for i in range(n):
+        g = _dot(G[i], w, n) - b[i] + _dot(A[i], eta, k)
+        allowed = mu * (C[i] if C[i] > 0 else floor) * tol
+        over[i] = 0.0
+        if signs[i] == 0:
+            # an old path may have used another input
+            faults += w[i] != 0
+            if abs(g) - mu * C[i] > allowed:
+                over[i] = -g
+                faults += 1
             continue
-        for i in _largest(over, max(_LEAST, kept // _PART)):
-            signs[i] = -1.0 if g[i] > 0 else 1.0
-        for p in _largest(excess, max(_LEAST, bound // _PART)):
-            active[p] = True
-    return False, solved, np.inf, 0.0
+        # dependent inputs: the system was not solved
+        faults += abs(g + mu * C[i] * signs[i]) > max(allowed, 1e-9 * abs(b[i]))
+        if C[i] == 0 or w[i] * signs[i] >= 0:
+            kept += 1
+        elif abs(w[i]) <= tiny:
+            w[i] = 0.0
+            kept += 1
+            if abs(path_w[0, i]) <= tiny:
+                path_w[0, i] = path_w[1, i] = 0.0
+        else:
+            faults += 1
+            if correct:
+                signs[i] = 0.0
+    for p in range(k):
+        beyond = excess[p] - v[p]
+        excess[p] = 0.0
+        if not active[p]:
+            faults += eta[p] != 0
+            if beyond > feasible:
+                excess[p] = beyond
+                faults += 1
+        elif eta[p] < rounding:
+            faults += 1
+            if correct:
+                active[p] = False
+        else:
+            bound += 1
+            eta[p] = max(eta[p], 0.0)
+            # dependent bounds: the system was not solved
+            faults += abs(beyond) > feasible
+    return faults, kept, bound
+
+
+@nb.njit(**_OPTIONS)
+def exact(G, b, yy, C, A, v, mu, path_w, path_eta, w, eta, tol, feasible, attempts):
+    """Active-set corrections from the supports of w and eta; whether one was verified within the tolerances.
+
+    `path_w` (w0, w1) and `path_eta` (eta0, eta1) hold the last affine solution w0 - mu w1; it is tried first. On success
+    w, eta and the path describe the solution; w and eta are left alone otherwise. Returns (verified, systems solved, c,
+    a) with ||X^T w - y||^2 = c + mu^2 a along the path.
+    """
+    n, k = A.shape
+    signs = np.empty(n)
+    m = 0
+    for i in range(n):
+        signs[i] = 1.0 if w[i] > 0 or (w[i] == 0 and C[i] == 0) else (-1.0 if w[i] < 0 else 0.0)
+        m += signs[i] != 0
+    active = _bounds(eta, m)
+    new_w, new_eta, over, excess = np.empty(n), np.empty(k), np.empty(n), np.empty(k)
+    faults, kept, bound = _judge(
+        G, b, C, A, v, mu, path_w, path_eta, signs, active, tol, feasible, new_w, new_eta, over, excess, False
+    )
+    solved = 0
+    size = _size(G, A)
+    basis = np.empty(n + k, np.int64)
+    scaled, bounds = np.empty((n if attempts > 0 else 0, k)), np.empty(k)
+    while faults != 0 and solved < attempts:
+        if solved == 0:
+            for i in range(n):
+                for p in range(k):
+                    scaled[i, p] = A[i, p] * size
+            for p in range(k):
+                bounds[p] = v[p] * size
+        else:
+            cut = _threshold(np.abs(over), max(_LEAST, kept // _PART))
+            for i in range(n):
+                if abs(over[i]) > cut:
+                    signs[i] = 1.0 if over[i] > 0 else -1.0
+            cut = _threshold(excess, max(_LEAST, bound // _PART))
+            for p in range(k):
+                if excess[p] > cut:
+                    active[p] = True
+        m = 0
+        for i in range(n):
+            if signs[i] != 0:
+                basis[m] = i
+                m += 1
+        inputs = m
+        for p in range(k):
+            if active[p] and inputs > 0:
+                basis[m] = n + p
+                m += 1
+        inverse = np.empty((m, m))
+        if not _invert(_system(G, scaled, n, basis, m, _SHIFT * size * size), inverse):
+            break
+        _affine(G, b, C, scaled, bounds, signs, basis, m, inverse, size, path_w, path_eta)
+        solved += 1
+        faults, kept, bound = _judge(
+            G, b, C, A, v, mu, path_w, path_eta, signs, active, tol, feasible, new_w, new_eta, over, excess, True
+        )
+        if faults < 0:
+            break
+    if faults != 0:
+        return False, solved, np.inf, 0.0
+    for i in range(n):
+        w[i] = new_w[i]
+    for p in range(k):
+        eta[p] = new_eta[p]
+    w0, w1 = path_w[0], path_w[1]
+    c = _quadratic(G, w0, w0) - 2 * _dot(b, w0, n) + yy
+    return True, solved, max(c, 0.0), max(_quadratic(G, w1, w1), 0.0)
 
 
 @nb.njit(**_OPTIONS)
@@ -267,21 +315,33 @@ def _entry(G, A, n, i, j, shift):
 
 
 @nb.njit(**_OPTIONS)
-def _invert(G, A, n, basis, m, shift, inverse):
-    """Inverse of the basis' system into the leading m x m entries; whether there is one."""
+def _system(G, A, n, basis, m, shift):
+    """The basis' system, m x m."""
     K = np.empty((m, m))
-    for i in range(m):
-        for j in range(m):
-            K[i, j] = _entry(G, A, n, basis[i], basis[j], shift)
+    for r in range(m):
+        i = basis[r]
+        for s in range(r + 1):
+            K[r, s] = _entry(G, A, n, i, basis[s], shift)
+            K[s, r] = K[r, s]
+    return K
+
+
+@nb.njit(**_OPTIONS)
+def _invert(K, inverse):
+    """Inverse of K into the leading entries; whether there is one."""
     try:
-        inverse[:m, :m] = np.linalg.inv(K)
+        found = np.linalg.inv(K)
     except Exception:
         return False
+    m = K.shape[0]
+    for r in range(m):
+        for s in range(m):
+            inverse[r, s] = found[r, s]
     return True
 
 
 @nb.njit(**_OPTIONS)
-def follow(G, b, C, A, v, mu, w, eta, path, feasible, limit):
+def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, limit):
     """Follow the exact solution from a problem that (w, eta) solves to this one; in place. Returns (arrived, steps).
 
     The linear term on the support, the costs of inputs that want to enter and the bounds that are violated start where
@@ -294,16 +354,22 @@ def follow(G, b, C, A, v, mu, w, eta, path, feasible, limit):
     shift = _PATH_SHIFT * size * size
     # bounds in the units of the inputs' products; each is moved by less than the tolerance, since near w = 0 all bounds
     # of a ReLU meet in one point, which a path could not leave
-    A = A * size
-    bound = np.empty(k)
+    scaled, bound, e = np.empty((n, k)), np.empty(k), np.empty(k)
+    for i in range(n):
+        for p in range(k):
+            scaled[i, p] = A[i, p] * size
+    A = scaled
     for p in range(k):
         bound[p] = (v[p] + _APART * feasible * _spread(p)) * size
-    e = eta / size
+        e[p] = eta[p] / size
     cap = n + k
-    basis, position = np.empty(cap, np.int64), np.full(cap, -1)
-    sign = np.zeros(n)
+    basis, position = np.empty(cap, np.int64), np.empty(cap, np.int64)
+    sign = np.empty(n)
     m = 0
+    for q in range(cap):
+        position[q] = -1
     for i in range(n):
+        sign[i] = 0.0
         if w[i] != 0 or C[i] == 0:
             sign[i] = -1.0 if w[i] < 0 else 1.0
             basis[m], position[i] = i, m
@@ -317,17 +383,17 @@ def follow(G, b, C, A, v, mu, w, eta, path, feasible, limit):
         else:
             e[p] = 0.0
     inverse = np.empty((cap, cap))
-    if not _invert(G, A, n, basis, m, shift, inverse):
+    if not _invert(_system(G, A, n, basis, m, shift), inverse):
         return False, 0
     # where (w, e) is optimal: g = G w + shift w + A e + f with f = -b off the support
-    x = np.dot(G, w) + shift * w
-    z = np.zeros(k)
-    if k > 0:
-        x += np.dot(A, e)
-        z = np.dot(w, A) - shift * e
-    g = x - b
-    cost, dc, df = mu * C, np.zeros(n), np.zeros(n)
-    dv = np.zeros(k)
+    x, g, z = np.empty(n), np.empty(n), np.empty(k)
+    _outputs(A, w, z)
+    for p in range(k):
+        z[p] -= shift * e[p]
+    cost, dc, df, dv, at = np.empty(n), np.zeros(n), np.zeros(n), np.zeros(k), np.empty(k)
+    for i in range(n):
+        x[i] = _dot(G[i], w, n) + shift * w[i] + _dot(A[i], e, k)
+        g[i], cost[i] = x[i] - b[i], mu * C[i]
     typical = 0.0
     for i in range(n):
         typical = max(typical, cost[i])
@@ -349,10 +415,11 @@ def follow(G, b, C, A, v, mu, w, eta, path, feasible, limit):
         elif z[p] >= bound[p]:
             start = z[p] + 0.01 * reach * _spread(p) + 1e-300
             dv[p] = bound[p] - start
-    at = bound - dv
+    for p in range(k):
+        at[p] = bound[p] - dv[p]
     left, last, fresh = 1.0, -1, True
     dw, de, dg, dz = np.zeros(n), np.zeros(k), np.empty(n), np.empty(k)
-    direction, right = np.empty(cap), np.empty(cap)
+    direction, right, column, u = np.empty(cap), np.empty(cap), np.empty(cap), np.empty(cap)
     for step in range(limit):
         if fresh:
             for r in range(m):
@@ -360,26 +427,27 @@ def follow(G, b, C, A, v, mu, w, eta, path, feasible, limit):
                 right[r] = -df[q] - sign[q] * dc[q] if q < n else dv[q - n]
             for r in range(m):
                 direction[r] = _dot(inverse[r], right, m)
-        if not np.isfinite(np.sum(direction[:m])):
-            if fresh or not _invert(G, A, n, basis, m, shift, inverse):
+        total = 0.0
+        for r in range(m):
+            total += direction[r]
+        if not np.isfinite(total):
+            if fresh or not _invert(_system(G, A, n, basis, m, shift), inverse):
                 return False, step
             fresh = True
             continue
-        dw[:] = 0.0
-        de[:] = 0.0
+        for i in range(n):
+            dw[i] = 0.0
+        for p in range(k):
+            de[p] = 0.0
         for r in range(m):
             if basis[r] < n:
                 dw[basis[r]] = direction[r]
             else:
                 de[basis[r] - n] = direction[r]
-        dz[:] = 0.0
+        _outputs(A, dw, dz)
         for i in range(n):
             if position[i] >= 0:
                 dg[i] = -sign[i] * dc[i]
-                if dw[i] != 0:
-                    step_i, row = dw[i], A[i]
-                    for p in range(k):
-                        dz[p] += step_i * row[p]
             else:
                 dg[i] = df[i] + _dot(G[i], dw, n) + _dot(A[i], de, k)
         # the first kink ahead
@@ -420,7 +488,7 @@ def follow(G, b, C, A, v, mu, w, eta, path, feasible, limit):
                     if length < t:
                         t, which, kind = length, n + p, 5
         if wrong and not fresh:
-            if not _invert(G, A, n, basis, m, shift, inverse):
+            if not _invert(_system(G, A, n, basis, m, shift), inverse):
                 return False, step
             fresh = True
             continue
@@ -435,8 +503,10 @@ def follow(G, b, C, A, v, mu, w, eta, path, feasible, limit):
             at[p] += t * dv[p]
         left -= t
         if which < 0 or left <= 0:
-            eta[:] = np.maximum(e, 0.0) * size
-            _affine(G, b, C, A, v * size, sign, basis, m, inverse, size, path)
+            for p in range(k):
+                eta[p] = max(e[p], 0.0) * size
+                bound[p] = v[p] * size
+            _affine(G, b, C, A, bound, sign, basis, m, inverse, size, path_w, path_eta)
             return True, step + 1
         last = which
         fresh = False
@@ -459,7 +529,7 @@ def follow(G, b, C, A, v, mu, w, eta, path, feasible, limit):
             pivot = inverse[m, m]
             if abs(pivot) * shift > 1e-4 or not np.isfinite(pivot):
                 # the index that leaves had been dependent on the others: updating would carry its errors on
-                if not _invert(G, A, n, basis, m, shift, inverse):
+                if not _invert(_system(G, A, n, basis, m, shift), inverse):
                     return False, step
                 fresh = True
             else:
@@ -475,10 +545,8 @@ def follow(G, b, C, A, v, mu, w, eta, path, feasible, limit):
                 sign[which], g[which] = -1.0, cost[which]
             elif kind == 3:
                 sign[which], g[which] = 1.0, -cost[which]
-            column = np.empty(m)
             for r in range(m):
                 column[r] = _entry(G, A, n, basis[r], which, shift)
-            u = np.empty(m)
             for r in range(m):
                 u[r] = _dot(inverse[r], column, m)
             pivot = _entry(G, A, n, which, which, shift) - _dot(column, u, m)
@@ -499,42 +567,43 @@ def follow(G, b, C, A, v, mu, w, eta, path, feasible, limit):
             basis[m], position[which] = which, m
             m += 1
         if (step + 1) % _REFRESH == 0:
-            if not _invert(G, A, n, basis, m, shift, inverse):
+            if not _invert(_system(G, A, n, basis, m, shift), inverse):
                 return False, step
             fresh = True
-    eta[:] = np.maximum(e, 0.0) * size
+    for p in range(k):
+        eta[p] = max(e[p], 0.0) * size
     return False, limit
 
 
 @nb.njit(**_OPTIONS)
-def _affine(G, b, C, A, bound, sign, basis, m, inverse, size, path):
-    """w0 - mu w1 and eta0 - mu eta1 on the basis, by the path's inverse and refinement on the system without shift."""
+def _affine(G, b, C, A, bound, sign, basis, m, inverse, size, path_w, path_eta):
+    """w0 - mu w1 and eta0 - mu eta1 on the basis, by the inverse and refinement on the system without shift."""
     n = b.size
-    for column in range(2):
-        right, x, y = np.empty(m), np.zeros(m), np.empty(m)
+    right, x, y = np.empty(m), np.empty(m), np.empty(m)
+    K = _system(G, A, n, basis, m, 0.0)
+    for half in range(2):
         for r in range(m):
             q = basis[r]
             if q < n:
-                right[r] = b[q] if column == 0 else C[q] * sign[q]
+                right[r] = b[q] if half == 0 else C[q] * sign[q]
             else:
-                right[r] = bound[q - n] if column == 0 else 0.0
-        y[:] = right
+                right[r] = bound[q - n] if half == 0 else 0.0
+            x[r], y[r] = 0.0, right[r]
         for _ in range(_REFINE):
             for r in range(m):
                 x[r] += _dot(inverse[r], y, m)
             for r in range(m):
-                q, total = basis[r], right[r]
-                for j in range(m):
-                    total -= _entry(G, A, n, q, basis[j], 0.0) * x[j]
-                y[r] = total
-        path[0][column, :] = 0.0
-        path[1][column, :] = 0.0
+                y[r] = right[r] - _dot(K[r], x, m)
+        for i in range(n):
+            path_w[half, i] = 0.0
+        for p in range(bound.size):
+            path_eta[half, p] = 0.0
         for r in range(m):
             q = basis[r]
             if q < n:
-                path[0][column, q] = x[r]
+                path_w[half, q] = x[r]
             else:
-                path[1][column, q - n] = x[r] * size
+                path_eta[half, q - n] = x[r] * size
 
 
 @nb.njit(**_OPTIONS)
@@ -545,54 +614,30 @@ def _spread(i):
 
 
 @nb.njit(**_OPTIONS)
-def solve(G, b, yy, C, A, v, mu, path_w, path_eta, w, eta, tol, feasible, attempts):
-    """One neuron at mu: `exact`, and where it fails `follow` and `exact` again. w, eta and the path are updated.
-
-    Returns (verified, c, a, systems, kinks). c and a describe ||residual||^2 = c + mu^2 a, nearby.
-    """
-    n = w.size
-    path = (path_w, path_eta)
-    signs = _guess(w, C)
-    verified, systems, c, a = exact(
-        G, b, yy, C, A, v, mu, path, signs, _bounds(eta, np.count_nonzero(signs)), w, eta, tol, feasible, attempts
-    )
-    if verified:
-        return True, c, a, systems, 0
-    old_w, old_eta = w.copy(), eta.copy()
-    _, kinks = follow(G, b, C, A, v, mu, w, eta, path, feasible, 10 * (w.size + eta.size) + 100)
-    if not np.isfinite(w.sum() + eta.sum()):
-        w[:], eta[:] = old_w, old_eta
-    tiny = _APART * feasible / _size(G, A)
-    signs = _guess(w, C)
-    verified, more, c, a = exact(G, b, yy, C, A, v, mu, path, signs, _bounds(eta, np.count_nonzero(signs)), w, eta, tol, feasible, 3)
-    if not verified:
-        # what the distance of the bounds alone allows
-        for i in range(n):
-            if abs(w[i]) <= tiny:
-                w[i] = 0.0
-        # the slope of the path's last piece, where it makes sense
-        c = max(np.dot(w, np.dot(G, w)) - 2 * np.dot(b, w) + yy, 0.0)
-        a = np.dot(path_w[1], np.dot(G, path_w[1]))
-        if not (np.isfinite(a) and 0 <= a * mu * mu <= c):
-            a = 0.0
-        c -= a * mu * mu
-    return verified, c, a, systems + more, kinks
-
-
-@nb.njit(**_OPTIONS)
-def _guess(w, C):
-    signs = np.sign(w)
-    for i in range(w.size):
-        if C[i] == 0 and signs[i] == 0:
-            signs[i] = 1.0
-    return signs
-
-
-@nb.njit(**_OPTIONS)
 def _bounds(eta, most):
     """The bounds with a multiplier, the largest ones if there are more than `most`."""
-    active = eta > 0
-    if np.count_nonzero(active) > most:
-        active[:] = False
-        active[np.argsort(-eta)[:most]] = True
+    cut = _threshold(eta, most)
+    active = np.empty(eta.size, np.bool_)
+    for p in range(eta.size):
+        active[p] = eta[p] > cut and most > 0
     return active
+
+
+@nb.njit(**_OPTIONS)
+def settle(G, b, yy, A, mu, path_w, w, feasible):
+    """Values of a neuron that is not exact: tiny weights become zero; (c, a) with ||residual||^2 = c + mu^2 a nearby."""
+    n = w.size
+    # near w = 0, what the distance of the bounds allows: outputs below the tolerance
+    largest = 0.0
+    for i in range(n):
+        for p in range(A.shape[1]):
+            largest = max(largest, abs(A[i, p]))
+    for i in range(n):
+        if abs(w[i]) * largest <= feasible:
+            w[i] = 0.0
+    c = max(_quadratic(G, w, w) - 2 * _dot(b, w, n) + yy, 0.0)
+    # the slope of the path's last piece, where it makes sense
+    a = _quadratic(G, path_w[1], path_w[1])
+    if not (np.isfinite(a) and 0 <= a * mu * mu <= c):
+        a = 0.0
+    return c - a * mu * mu, a

@@ -50,6 +50,8 @@ LEVELS, LEVEL_FACTOR = 12, (2.5, 10.0)
 NEEDLESS = 0.01
 #: corrections by whole blocks before a neuron's path is followed, where few indices are expected to change
 ATTEMPTS = 3
+#: relative change of mu that few indices are expected to follow
+SMALL_CHANGE = 0.03
 #: relative stationarity that the neurons are solved to in an unsettled round
 ROUGH = 1e-4
 #: a neuron's sets grow by the size of its support (of its watched samples) in a round, but by this many in any case
@@ -249,24 +251,28 @@ class WorkingSet:
             n.exact, n.c, n.a = True, float(self.squares[m]), 0.0
             return
         bound = np.full(n.samples.size, upper[0, 0]) if upper.size == 1 else upper[m, n.samples]
-        n.exact, n.c, n.a, systems, kinks = kernels.solve(
-            n.G,
-            self.b[n.inputs, m],
-            float(self.squares[m]),
-            self.C[n.inputs, m],
-            n.A,
-            bound.astype(np.float64),
-            mu,
-            n.path_w,
-            n.path_eta,
-            n.w,
-            n.eta,
-            tol,
-            self.level,
-            attempts,
-        )
-        self.counts["systems"] += systems
-        self.counts["kinks"] += kinks
+        b, C, v, yy = self.b[n.inputs, m], self.C[n.inputs, m], bound.astype(np.float64), float(self.squares[m])
+
+        def exact(attempts: int) -> bool:
+            verified, systems, c, a = kernels.exact(
+                n.G, b, yy, C, n.A, v, mu, n.path_w, n.path_eta, n.w, n.eta, tol, self.level, attempts
+            )
+            self.counts["systems"] += systems
+            if verified:
+                n.c, n.a = c, a
+            return verified
+
+        n.exact = exact(attempts)
+        if not n.exact:
+            before = n.w.copy(), n.eta.copy()
+            most = 10 * (n.w.size + n.eta.size) + 100
+            _, kinks = kernels.follow(n.G, b, C, n.A, v, mu, n.path_w, n.path_eta, n.w, n.eta, self.level, most)
+            self.counts["kinks"] += kinks
+            if not np.isfinite(n.w.sum() + n.eta.sum()):
+                n.w, n.eta = before
+            n.exact = exact(ATTEMPTS)
+        if not n.exact:
+            n.c, n.a = kernels.settle(n.G, b, yy, n.A, mu, n.path_w, n.w, self.level)
 
     def _find_level(self, pool: ThreadPoolExecutor, settled: bool) -> bool:
         """Solve the neurons and move mu towards the ball; whether it was met. An unsettled round moves mu once."""
@@ -277,11 +283,11 @@ class WorkingSet:
         factor = LEVEL_FACTOR[settled]
         low, high = np.zeros_like(self.mu), np.full_like(self.mu, np.inf)
         todo = np.arange(self.M)
-        done = np.zeros(radii.size, bool)
+        done, before = np.zeros(radii.size, bool), self.mu
         for step in range(LEVELS if settled else 2):
             mu = np.repeat(self.mu, self.M // self.mu.size)
-            few = self.joined <= self.M if step == 0 else settled
-            attempts = ATTEMPTS if few else 0
+            few = self.joined <= self.M if step == 0 else np.abs(self.mu / before - 1).max() <= SMALL_CHANGE
+            attempts, before = ATTEMPTS if few else 0, self.mu
             list(pool.map(lambda m, mu=mu, a=attempts: self._solve(m, mu[m], tol, a), todo.tolist()))
             q, c, a, zero = self._residuals(mu)
             reached = np.sqrt(q)
