@@ -1,10 +1,10 @@
 """Time, iterations and peak memory against P, M and N.
 
-python bench/scaling.py     writes bench/results/scaling.json
+python bench/scaling.py [--method admm|working_set]     writes bench/results/scaling.json
 
 Every point is a process of its own, so that its peak memory is its own. Layer 3 of the MNIST network (1000 inputs) is
 solved in float32 to the default tolerances; N takes the first inputs only, with outputs recomputed from them. The
-memory promise is inputs + 3 M x P arrays of the working dtype + 4 N x N float64 + 50 MB, measured as the growth of the
+memory promise, which is ADMM's, is inputs + 3 M x P arrays of the working dtype + 4 N x N float64 + 50 MB, measured as the growth of the
 resident peak over the process with its inputs loaded and the solver compiled (inputs are then in the baseline).
 """
 
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from common import environment, fix_threads, write
+from common import environment, fix_threads, read, write
 
 POINTS = {
     "P": [(1001, 100, P) for P in (1000, 2000, 5000, 10000, 20000, 50000)],
@@ -42,7 +42,7 @@ def data(N: int, M: int, P: int) -> tuple[np.ndarray, np.ndarray]:
     return X, Y
 
 
-def child(N: int, M: int, P: int, threads: int) -> None:
+def child(N: int, M: int, P: int, method: str, threads: int) -> None:
     """Solve one point and print a JSON line."""
     import psutil
 
@@ -51,7 +51,7 @@ def child(N: int, M: int, P: int, threads: int) -> None:
     fix_threads(threads)
     rng = np.random.default_rng(0)
     small = rng.standard_normal((20, 100)).astype(np.float32)
-    nt.solve(small, np.maximum(small[:5], 0), epsilon=0.05)  # compile
+    nt.solve(small, np.maximum(small[:5], 0), epsilon=0.05, method=method)  # compile
     X, Y = data(N, M, P)
     process = psutil.Process()
     peak, running = [process.memory_info().rss], True
@@ -65,7 +65,7 @@ def child(N: int, M: int, P: int, threads: int) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     began = time.perf_counter()
-    solution = nt.solve(X, Y, epsilon=0.1)
+    solution = nt.solve(X, Y, epsilon=0.1, method=method)
     seconds = time.perf_counter() - began
     running = False
     watcher.join()
@@ -76,6 +76,7 @@ def child(N: int, M: int, P: int, threads: int) -> None:
                 "N": N,
                 "M": M,
                 "P": P,
+                "method": method,
                 "status": str(solution.status),
                 "iterations": solution.iterations,
                 "seconds": seconds,
@@ -100,13 +101,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--series", default=",".join(POINTS), help="which of: " + ", ".join(POINTS))
     parser.add_argument("--largest", type=int, default=50000, help="largest number of samples (default 50000)")
+    parser.add_argument("--method", choices=["admm", "working_set"], default="admm")
     parser.add_argument("--point", help=argparse.SUPPRESS)
     args = parser.parse_args()
     threads = fix_threads(args.threads)
     if args.point:
-        child(*map(int, args.point.split(",")), threads)
+        child(*map(int, args.point.split(",")), args.method, threads)
         return
-    record: dict = {"environment": environment(threads), "seed": 0, "epsilon": 0.1, "series": {}}
+    # a run replaces its own method's series and leaves the other's
+    record: dict = read("scaling") or {}
+    record |= {"environment": record.get("environment", {}), "seed": 0, "epsilon": 0.1}
+    record["environment"][args.method] = environment(threads)
+    record.setdefault("series", {})[args.method] = {}
     for name in args.series.split(","):
         rows = []
         for point in (p for p in POINTS[name] if p[2] <= args.largest):
@@ -115,6 +121,8 @@ def main() -> None:
                 str(Path(__file__)),
                 "--threads",
                 str(threads),
+                "--method",
+                args.method,
                 "--point",
                 ",".join(map(str, point)),
             ]
@@ -131,7 +139,7 @@ def main() -> None:
             )
         variable = name[0]
         slopes = {v: slope(rows, variable, v) for v in ("seconds", "ms_per_iteration", "iterations")}
-        record["series"][name] = {"rows": rows, "slopes": slopes}
+        record["series"][args.method][name] = {"rows": rows, "slopes": slopes}
         print(f"  slope against {variable}: " + ", ".join(f"{k} {v:.2f}" for k, v in slopes.items()))
         write("scaling", record)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from nettrim import backends, vertex
 from nettrim.admm import Check, Factor, Loop, State
-from nettrim.coarse import Start, coarse_start
+from nettrim.coarse import Start, coarse_start, work_ratio
 from nettrim.infeasible import Proof, compact_proof, prove
 from nettrim.interrupt import Interrupt
 from nettrim.operators import Dense, Gram, ReducedLinear
@@ -35,6 +35,8 @@ SUSPICIONS = 3
 INFEASIBLE_FROM = 1e-2
 #: float operations of an iteration below which BLAS threads only wait for each other (about 0.5 ms of one core)
 SMALL = 3e7
+#: working sets are left when they are expected to take this many times as long as ADMM
+DENSE = 1.0
 #: radii below this fraction of ||Y_Omega|| are left to ADMM: the working sets' multipliers are residuals over mu
 SMALLEST_RADIUS = 1e-4
 #: a polish is also tried at this iteration, and at each doubling, whatever the gap: small radii may never reach it
@@ -218,6 +220,8 @@ class _Run:
         start = solver._start
         if start is None:
             start = coarse_start(loop, self._stopped)
+            if self.settings.method == "auto" and work_ratio(start, loop, self.settings) > DENSE:
+                return self._hand_over("the supports are dense")
         threads = self.settings.n_threads or blas_threads()
         method = WorkingSet(loop, self.settings, threads, self._stopped, solver._working)
         solver._working = None
