@@ -40,8 +40,10 @@ ROUNDS = 8
 OVERHEAD = 1e7
 #: a set grows by at most one part in this many a round: entering all at once makes it oscillate
 GROWTH = 4
-#: bytes of a block of neurons' outputs
-_BLOCK_BYTES = 16 << 20
+#: bytes of a block of neurons' outputs, of which a few copies are needed at a time
+_BLOCK_BYTES = 5 << 20
+#: rows of the largest system that is solved: its copies (6 MB each) stay within the memory promise
+_LARGEST = 800
 
 
 @dataclass
@@ -155,6 +157,9 @@ class _Polish:
 
         def solve(m: int) -> None:
             n = self.trial[m]
+            if n.support.size + n.active.size > _LARGEST:
+                n.c = np.inf
+                return
             B = self.X[np.ix_(n.support, n.active)].astype(np.float64, order="C")
             upper = loop.upper[0, 0] if loop.upper.size == 1 else loop.upper[m, n.active]
             v = np.full(n.active.size, upper, np.float64)
