@@ -19,7 +19,7 @@ SAMPLES, ITERATIONS, GAP = 1000, 150, 0.05
 LEAST_BOUNDS = 10
 #: `work_ratio`: final over coarse size of a neuron's system; flops of working sets per cube of it and per neuron;
 #: iterations of ADMM at epsilon 0.1 and gap 1e-3, their growth per decade of the gap, and the price of a float32 flop
-GROWTH, CUBE, NEURON, ADMM, DECADE, SINGLE = 1.8, 85.0, 3.4e8, 300.0, 1.5, 0.57
+GROWTH, CUBE, NEURON, ADMM, DECADE, SINGLE = 1.8, 85.0, 3.4e8, 300.0, 3.0, 0.57
 #: flops of working sets (some tenths of a second) below which there is nothing to choose
 NOTHING = 2e10
 
@@ -108,5 +108,5 @@ def work_ratio(start: Start, loop: Loop, settings: Settings) -> float:
     relative /= float(np.linalg.norm(loop.sizes)) or 1.0
     iterations = ADMM * np.sqrt(0.1 / max(relative, 1e-4)) if relative < 0.1 else ADMM
     iterations *= 1 + DECADE * max(np.log10(1e-3 / settings.gap_tol), 0)
-    first_order = iterations * (4.0 * N * M * P + 2.0 * N * N * M + 1e6)
+    first_order = iterations * (4.0 * N * M * P + 2.0 * N * N * M + 1e7)
     return exact / (first_order * (SINGLE if loop.dtype == np.float32 else 1.0))

@@ -139,7 +139,7 @@ class WorkingSet:
         """
         began = time.perf_counter()
         self.mu, self.gap = start.mu.astype(np.float64), 0.0 if start.warm else 1.0
-        self.joined = self.N * self.M
+        self.joined, self.upcoming = self.N * self.M, self.mu
         first = self.mu.copy()
         self._begin(start)
         rounds = min(MAX_ROUNDS, self.settings.max_iterations)
@@ -147,6 +147,7 @@ class WorkingSet:
         for k in range(1, rounds + 1):
             if sum(n.bytes for n in self.neurons) > self.settings.memory_limit:
                 return "memory", k - 1
+            self.mu = self.upcoming
             settled = added <= SETTLED * sum(n.inputs.size for n in self.neurons)
             with limit(1), ThreadPoolExecutor(self.n_threads) as pool:
                 self._timed("gram", lambda: list(pool.map(self._grow, range(self.M))))
@@ -284,7 +285,8 @@ class WorkingSet:
         low, high = np.zeros_like(self.mu), np.full_like(self.mu, np.inf)
         todo = np.arange(self.M)
         done, before = np.zeros(radii.size, bool), self.mu
-        for step in range(LEVELS if settled else 2):
+        self.upcoming = self.mu
+        for step in range(LEVELS if settled else 1):
             mu = np.repeat(self.mu, self.M // self.mu.size)
             few = self.joined <= self.M if step == 0 else np.abs(self.mu / before - 1).max() <= SMALL_CHANGE
             attempts, before = ATTEMPTS if few else 0, self.mu
@@ -293,7 +295,7 @@ class WorkingSet:
             reached = np.sqrt(q)
             # a ball that W = 0 does not fill asks nothing
             done = (np.abs(reached - radii) <= aim * radii) | (zero & (reached < radii))
-            if done.all() or step + 1 == (LEVELS if settled else 2) or self.stopped():
+            if done.all() or (settled and step + 1 == LEVELS) or self.stopped():
                 break
             above = reached > radii
             high = np.where(above, np.minimum(high, self.mu), high)
@@ -306,7 +308,12 @@ class WorkingSet:
             bracketed = np.isfinite(high) & (low > 0)
             middle = np.sqrt(low * np.where(bracketed, high, 1))
             new = np.where(bracketed & ((new <= low) | (new >= high)), middle, new)
-            self.mu = np.where(done, self.mu, new)
+            new = np.where(done, self.mu, new)
+            if not settled:
+                # the next round's: what is solved at this mu is checked first
+                self.upcoming = new
+                break
+            self.mu = self.upcoming = new
             if radii.size > 1:
                 todo = np.flatnonzero(~done)
         return bool(done.all())
