@@ -3,7 +3,7 @@
 Plain NumPy in float64: X and Y divided by c0 = 0.3 sqrt(max X X^T), a fixed rho, one Cholesky factor, two triangular
 solves an iteration, no relaxation, no adaptation, W2 returned as it is. It is given every fairness that does not
 change the algorithm: temporaries are reused, the mask is precomputed, and its products and its solves run in one
-BLAS (SciPy's), because NumPy's and SciPy's wheels carry two OpenBLAS thread pools whose alternation doubles the time.
+BLAS (SciPy's), because NumPy's and SciPy's wheels carry two OpenBLAS thread pools that would wait for each other.
 """
 
 from __future__ import annotations

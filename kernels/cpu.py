@@ -4,7 +4,7 @@ Every kernel streams each M x P array once and handles whole rows (neurons), so 
 several threads: the GIL is released, and results do not depend on how the rows were split. Sums are in float64.
 
 The threads are the caller's own (see nettrim.backends.numba_) and not Numba's: the OpenMP threads Numba starts spin
-after each kernel and fight BLAS for the cores, which made an iteration five times slower, and its other layer aborts
+after each kernel and fight BLAS for the cores, and its other layer aborts
 the process when two Python threads use it at once.
 
 ``mask`` is 1 on Omega (the ball) and 0 elsewhere (the half-spaces); ``upper`` is V, either M x P or 1 x 1.

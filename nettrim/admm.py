@@ -49,7 +49,7 @@ BALANCE_GRID = 2.0**0.25
 #: the threshold tau starts at this many times the mean size of the ridge solution's weights
 THRESHOLD_START = 4.0
 #: penalties are adapted at these iterations and then at every third multiple of the last one: later changes cost more
-#: iterations than they save (measured on the hidden layers of an MNIST network)
+#: iterations than they save (tried on the hidden layers of an MNIST network)
 ADAPT_AT, ADAPT_GROWTH = (10, 20, 30, 50), 3
 #: a penalty changes by at most this factor at a time, and not for less than the second (the third after ADAPT_AT)
 ADAPT_CLIP, ADAPT_DEADBAND, ADAPT_LATE = 5.0, 1.3, 2.0
@@ -96,7 +96,7 @@ class Factor:
         """D, N x M in the working dtype, for R of N x M (R may be overwritten).
 
         The inverse is applied in float64. A float32 one is not backward stable: its error, though small next to D, is
-        multiplied by the largest eigenvalues of X X^T in the dual constraint, and the gap stalls at 1e-3 (measured).
+        multiplied by the largest eigenvalues of X X^T in the dual constraint, and the gap stalls.
         """
         inverse = self._inverse(r)
         N, P = self._operator.shape

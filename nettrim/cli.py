@@ -113,7 +113,7 @@ def _complain(message: str) -> int:
 #: options that are called otherwise in the library
 OPTION_NAMES = {"n_threads": "--threads"} | {
     name: "--" + name.replace("_", "-")
-    for name in ("epsilon", "epsilon_abs", "gap_tol", "feas_tol", "max_iterations", "time_limit", "backend")
+    for name in ("epsilon", "epsilon_abs", "gap_tol", "feas_tol", "max_iterations", "time_limit", "method", "backend")
 }
 
 
@@ -230,6 +230,7 @@ def _solve(
     max_iterations: Annotated[int, typer.Option(help="Limit on the iterations.")] = 20000,
     time_limit: Annotated[float, typer.Option(help="Limit on the seconds.", show_default="none")] = math.inf,
     threads: Annotated[int | None, typer.Option(help="Threads to use.", show_default="all cores")] = None,
+    method: Annotated[str, typer.Option(help="auto, working_set or admm.")] = "auto",
     backend: Annotated[str, typer.Option(help="auto, numba or numpy.")] = "auto",
     dtype: Annotated[
         Precision | None, typer.Option(help="Working precision.", show_default="the wider one of X and Y")
@@ -263,6 +264,7 @@ def _solve(
             max_iterations=max_iterations,
             time_limit=time_limit,
             n_threads=threads,
+            method=method,
             backend=backend,
             callback=lambda check: display(stage, check),
         )
@@ -609,7 +611,7 @@ def _print_solution(problem: Problem, solution: Solution, output: Path) -> None:
         f"objective   {c.objective:.8g}, proved to be at least {c.dual_bound:.8g}",
         f"gap         {c.gap:.2e} (tolerance {s['gap_tol']:g})",
         f"violation   {c.violation:.2e} (tolerance {s['feas_tol']:g})",
-        f"time        {solution.seconds['total']:.2f} s, {solution.iterations} iterations",
+        f"time        {solution.seconds['total']:.2f} s, {solution.effort} ({s['method'].replace('_', ' ')})",
         f"written to  {output}",
     ]
     if solution.status is Status.INFEASIBLE:

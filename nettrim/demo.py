@@ -282,8 +282,7 @@ def run_demo(
     if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 < epsilon <= 1:
         raise ValueError(f"epsilon must be a number above 0 and at most 1; got {epsilon!r}")
     watch = _Watch(progress)
-    # at these sizes the last iterations cost less than a Newton step
-    settings = Settings(gap_tol=gap_tol, feas_tol=feas_tol, n_threads=n_threads, polish=False, callback=watch.check)
+    settings = Settings(gap_tol=gap_tol, feas_tol=feas_tol, n_threads=n_threads, callback=watch.check)
     matplotlib = _matplotlib()
     images, labels = digits()
     network = load_network()

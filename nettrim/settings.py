@@ -42,15 +42,16 @@ class Settings:
         Threads of BLAS and of the element-wise passes during the solve, restored afterwards. None: as many as BLAS uses
         now, but one for a problem so small that threads would only wait for each other.
     check_every : int
-        Iterations between two looks at the certificate (default 20).
+        ADMM: iterations between two looks at the certificate (default 20).
     relaxation : float
-        Over-relaxation of the ADMM step, in (0, 2); default 1.9.
+        ADMM: over-relaxation of the step, in (0, 2); default 1.9.
     adapt : bool
-        Adapt the two penalties on iteration counts (default True).
+        ADMM: adapt the two penalties on iteration counts (default True).
     polish : bool
-        Finish a nearly solved problem by a Newton step on its support (default True).
+        ADMM: finish a nearly solved problem by a Newton step on its support (default True).
     callback : callable or None
-        Called at every check with a dict (iteration, objective, dual_bound, gap, seconds); a true result stops.
+        Called at every check (every round) with a dict (iteration, objective, dual_bound, gap, seconds, and violation with
+        working sets); a true result stops.
     verbose : bool
         Print a line per check.
 

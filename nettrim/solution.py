@@ -106,8 +106,9 @@ class Solution:
     dual : (M, P) array or None
         Multipliers behind the dual bound, as `certify` takes them: (N + 1, M) when `Problem.compact`.
     iterations : int
+        Of ADMM, or rounds of working sets; `settings["method"]` says which.
     seconds : dict of str to float
-        Wall-clock time by phase: setup (moments and factors), iterate, polish, certify, total.
+        Wall-clock time by phase: setup (moments and factors, first sets), iterate, polish, certify, total.
     message : str
         What happened and, when not solved, what to change.
     smallest_epsilon : float or None
@@ -115,7 +116,7 @@ class Solution:
     ray : (M, P) array or None
         For an infeasible problem, Lambda with X Lambda^T = 0, the right signs and a positive dual value.
     history : list of dict
-        One row per check: iteration, objective, dual bound, gap, seconds.
+        One row per check: iteration, objective, dual bound, gap, seconds; with working sets also the violation.
     settings : dict
         Settings of the solve, with the backend and dtype used.
     """
@@ -137,11 +138,17 @@ class Solution:
         """Fraction of weights kept."""
         return self.certificate.density
 
+    @property
+    def effort(self) -> str:
+        """The iterations in words: rounds of working sets, or iterations of ADMM."""
+        unit = "round" if self.settings.get("method") == "working_set" else "iteration"
+        return f"{self.iterations} {unit}{'' if self.iterations == 1 else 's'}"
+
     def __repr__(self) -> str:
         c = self.certificate
         return (
             f"Solution({self.status}, kept {c.density:.2%}, gap {c.gap:.1e}, violation {c.violation:.1e}, "
-            f"{self.iterations} iterations, {self.seconds.get('total', 0):.2f} s)"
+            f"{self.effort}, {self.seconds.get('total', 0):.2f} s)"
         )
 
     def to_dict(self) -> dict[str, Any]:

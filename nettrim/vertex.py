@@ -2,7 +2,7 @@
 
 With epsilon = 0 the program reads min C |w| subject to X_Omega^T w = y, X_notOmega^T w <= v, neuron by neuron. When
 there are more active samples than inputs its weights are determined and ADMM, whose two splits then fight over every
-coordinate, crawls (gap 1e-3 after 20000 iterations on 20 inputs, measured). A vertex also gives the supports and active
+coordinate, crawls. A vertex also gives the supports and active
 bounds that the Newton polish needs for a small positive radius.
 """
 

@@ -1,7 +1,7 @@
 """The CPU backend: fused Numba passes around SciPy's BLAS.
 
 All products go through SciPy's BLAS, never NumPy's: wheels of the two carry separate OpenBLAS libraries, and two
-thread pools that take turns on the same cores cost a factor of two (measured; see docs/performance.md).
+thread pools that take turns on the same cores wait for each other (see docs/performance.md).
 """
 
 from __future__ import annotations

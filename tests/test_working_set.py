@@ -1,0 +1,368 @@
+"""Working sets: the kernels against their definitions, the same answer from any start, and the ways out."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from helpers import solve_tightly
+from hypothesis import example, given
+from hypothesis import strategies as st
+from instances import infeasible_with_ray, known_optimum, random_problem
+
+import nettrim as nt
+from nettrim import solver as solver_module
+from nettrim.coarse import Start, coarse_start, work_ratio
+from nettrim.kernels import working_set as kernels
+from nettrim.working_set import WorkingSet
+
+
+def neuron(seed: int, n: int, k: int, samples: int, bounds: str = "zero"):
+    """G, b, y.y, C, A, v of a random neuron; `samples` < n makes G singular."""
+    rng = np.random.default_rng(seed)
+    X, y = rng.standard_normal((n, samples)), rng.standard_normal(samples)
+    A = rng.standard_normal((n, k))
+    v = {"zero": np.zeros(k), "positive": rng.exponential(size=k), "negative": rng.standard_normal(n) @ A * 0.1}[bounds]
+    return X @ X.T, X @ y, float(y @ y), rng.uniform(0.5, 2, n), A, v
+
+
+def optimality(G, b, C, A, v, mu, w, eta):
+    """Largest violation of the conditions of mu C|w| + w.Gw/2 - b.w, A^T w <= v, relative to mu or to the outputs."""
+    g = G @ w - b + A @ eta
+    stationary = np.where(w != 0, np.abs(g + mu * C * np.sign(w)), np.maximum(np.abs(g) - mu * C, 0)) / mu
+    slack = v - w @ A
+    size = max(np.abs(v).max(initial=0), np.abs(A).max(initial=0) * np.abs(w).max(initial=0), 1e-300)
+    return max(
+        stationary.max(),
+        max(-slack.min(initial=0), 0) / size,
+        max(-eta.min(initial=0), 0) / mu,
+        np.abs(np.minimum(eta / mu, slack / size)).max(initial=0),
+    )
+
+
+def follow(problem, mu, w, eta, feasible=1e-12):
+    G, b, _, C, A, v = problem
+    n, k = A.shape
+    arrived, kinks = kernels.follow(
+        G, b, C, A, v, mu, np.zeros((2, n)), np.zeros((2, k)), w, eta, feasible, 50 * (n + k) + 100
+    )
+    return arrived, kinks
+
+
+# kernels
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("old", [0, 3, 70])
+def test_products_are_gathered(rng, dtype, old):
+    X = rng.standard_normal((90, 1300)).astype(dtype)
+    rows, index = rng.permutation(90)[:75], np.flatnonzero(rng.random(1300) < 0.6)
+    expected = X[np.ix_(rows, index)].astype(np.float64)
+    expected = expected @ expected.T
+    G = np.full((75, 75), np.nan)
+    G[:old, :old] = expected[:old, :old]
+    kernels.gather_products(X, index, rows, old, G)
+    np.testing.assert_allclose(G, expected, rtol=1e-12, atol=1e-10)
+
+
+def test_products_of_no_samples_are_zero(rng):
+    G = np.full((4, 4), np.nan)
+    kernels.gather_products(rng.standard_normal((6, 10)), np.zeros(0, int), np.arange(4), 0, G)
+    np.testing.assert_array_equal(G, 0)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_a_row_is_judged(rng, constant):
+    z, y, inside = rng.standard_normal(200), rng.standard_normal(200), rng.random(200) < 0.4
+    v = np.array([0.3]) if constant else rng.standard_normal(200)
+    bound = np.broadcast_to(v, 200)
+    row = z.copy()
+    samples, over, square, excess = kernels.judge_row(row, y, inside, v, 0.1)
+    expected = np.flatnonzero(~inside & (z - bound > 0.1))
+    np.testing.assert_array_equal(samples, expected)
+    np.testing.assert_allclose(over, (z - bound)[expected])
+    assert square == pytest.approx(((z - y)[inside] ** 2).sum())
+    assert excess == pytest.approx((np.maximum(z - bound, 0)[~inside] ** 2).sum())
+    np.testing.assert_array_equal(row, np.where(inside, z - y, 0))
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 12),
+    st.integers(0, 15),
+    st.sampled_from([1, 5, 40]),
+    st.sampled_from(["positive", "negative"]),
+    st.floats(-2, 1),
+)
+@example(0, 8, 6, 40, "positive", -1.0)
+@example(1, 12, 15, 5, "positive", 0.0)  # fewer samples than inputs: G is singular
+@example(2, 6, 15, 40, "negative", -1.0)  # w = 0 is not feasible
+@example(3, 5, 0, 40, "positive", -1.0)  # no bounds
+def test_a_path_ends_at_the_optimum_from_any_start(seed, n, k, samples, bounds, log_mu):
+    problem, mu = neuron(seed, n, k, samples, bounds), 10.0**log_mu
+    G, b, _, C, A, v = problem
+    rng = np.random.default_rng(seed)
+    ends = []
+    for _ in range(2):
+        w = rng.standard_normal(n) * (rng.random(n) < 0.5)
+        eta = rng.exponential(size=k) * (rng.random(k) < 0.3)
+        arrived, _ = follow(problem, mu, w, eta)
+        assert arrived
+        ends.append(mu * C @ np.abs(w) + 0.5 * w @ G @ w - b @ w)
+        # the shift of the path's system is relative to G
+        assert optimality(G, b, C, A, v, mu, w, eta) < 1e-5
+    assert ends[0] == pytest.approx(ends[1], rel=1e-6, abs=1e-7 * mu)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(-2, 0))
+@example(0, -1.0)
+@example(1, -2.0)
+def test_the_affine_path_is_exact_until_the_sets_change(seed, log_mu):
+    problem, mu = neuron(seed, 8, 6, 60, "positive"), 10.0**log_mu
+    G, b, yy, C, A, v = problem
+    w, eta = np.zeros(8), np.zeros(6)
+    path_w, path_eta = np.zeros((2, 8)), np.zeros((2, 6))
+    kernels.follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, 1e-12, 500)
+    verified, systems, c, a = kernels.exact(G, b, yy, C, A, v, mu, path_w, path_eta, w, eta, 1e-8, 1e-9, 3)
+    assert verified
+    assert systems == 0
+    assert optimality(G, b, C, A, v, mu, w, eta) < 1e-8
+    # the residual's square, for this mu and a nearby one that needs no new system
+    near = mu * (1 + 1e-7)
+    for value in (mu, near):
+        x = path_w[0] - value * path_w[1]
+        assert x @ G @ x - 2 * b @ x + yy == pytest.approx(c + value**2 * a, rel=1e-9, abs=1e-12 * yy)
+
+
+def test_a_wrong_guess_is_not_verified(rng):
+    G, b, yy, C, A, v = neuron(0, 6, 4, 50, "positive")
+    w, eta = np.ones(6), np.ones(4)
+    verified, *_ = kernels.exact(
+        G, b, yy, C, A, v, 0.5, np.zeros((2, 6)), np.zeros((2, 4)), w, eta, 1e-8, 1e-9, 0
+    )
+    assert not verified
+    np.testing.assert_array_equal(w, 1)
+    np.testing.assert_array_equal(eta, 1)
+
+
+def test_bounds_that_all_meet_at_zero():
+    """Near w = 0 every bound of a ReLU is active: the neuron ends at zero, not in a cycle."""
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((10, 300))
+    x = rng.standard_normal(10)
+    problem = np.outer(x, x), 0.1 * x, 0.01, np.ones(10), A, np.zeros(300)
+    w, eta = 1e-3 * rng.standard_normal(10), np.abs(rng.standard_normal(300))
+    arrived, kinks = follow(problem, 0.05, w, eta, feasible=1e-6)
+    assert arrived
+    assert kinks < 200
+    assert (w @ A).max() <= 1e-6
+
+
+# the method
+
+
+KINDS = {
+    "relu": {},
+    "linear": {"linear": True},
+    "neuronwise": {"neuronwise": True},
+    "bias free": {"weights": "rows"},
+    "bounds": {"bound": "array"},
+}
+
+
+def run(problem, start, **settings):
+    """The method alone, from a given start; returns the certified pair of its last round."""
+    solver = nt.Solver(problem, **({"gap_tol": 1e-9, "feas_tol": 1e-9} | settings))
+    method = WorkingSet(solver._loop(), solver.settings, 2, lambda: None)
+    found = {}
+
+    def accept(check):
+        found["W"], found["L"] = check.weights, check.multiplier()
+        return abs(check.gap) <= 1e-9 and check.violation <= 1e-9
+
+    reason, rounds = method.run(start, accept, lambda check: None)
+    return reason, rounds, found
+
+
+@pytest.mark.parametrize("kind", ["relu", "neuronwise", "bias free", "bounds"])
+def test_the_answer_does_not_depend_on_the_start(kind):
+    problem = random_problem(np.random.default_rng(3), 30, 6, 250, **KINDS[kind])
+    loop = nt.Solver(problem)._loop()
+    good = coarse_start(loop, lambda: None)
+    rng = np.random.default_rng(1)
+    nothing = Start(0 * good.W, [np.zeros(0, int)] * 6, [np.zeros(0)] * 6, 10 * good.mu)
+    noise = Start(
+        rng.standard_normal(good.W.shape),
+        [rng.choice(250, 20, replace=False) for _ in range(6)],
+        [rng.exponential(size=20) for _ in range(6)],
+        0.1 * good.mu,
+    )
+    objectives = []
+    for start in (good, nothing, noise):
+        reason, _, found = run(problem, start)
+        assert reason == "accepted"
+        assert nt.certify(problem, found["W"], found["L"]).holds(1e-8, 1e-8)
+        objectives.append((np.abs(found["W"]) * problem.C).sum())
+    np.testing.assert_allclose(objectives, objectives[0], rtol=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_known_optima_to_1e_9(kind):
+    if kind == "bounds":
+        pytest.skip("known optima have bounds of their own in every kind")
+    known = known_optimum(np.random.default_rng(7), 80, 10, 300, **KINDS[kind])
+    solution = nt.Solver(known.problem, method="working_set", gap_tol=1e-9, feas_tol=1e-9).solve()
+    assert solution.settings["method"] == "working_set"
+    assert solution.certificate.holds(1e-9, 1e-9)
+    assert solution.certificate.objective == pytest.approx(known.objective, rel=1e-9)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_do_not_change_the_answer(threads):
+    problem = random_problem(np.random.default_rng(2), 40, 7, 300)
+    one = nt.Solver(problem, method="working_set", n_threads=1).solve()
+    other = nt.Solver(problem, method="working_set", n_threads=threads).solve()
+    np.testing.assert_allclose(one.W, other.W, atol=1e-9 * np.abs(one.W).max())
+    assert one.iterations == other.iterations
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_second_solve_takes_one_round(kind):
+    problem = random_problem(np.random.default_rng(4), 30, 5, 300, **KINDS[kind])
+    solver = nt.Solver(problem, method="working_set")
+    first, second = solver.solve(), solver.solve()
+    assert second.status == nt.Status.SOLVED
+    assert second.iterations == 1 < first.iterations
+    assert second.certificate.objective == pytest.approx(first.certificate.objective, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epsilon": 0.15}, {"epsilon": 0.05}, {"V": 0.2}, {"C": np.linspace(0.5, 2, 30)}, {"neuronwise": True}],
+    ids=lambda change: next(iter(change)),
+)
+def test_updates_start_from_the_last_sets(change):
+    problem = random_problem(np.random.default_rng(4), 30, 5, 300)
+    solver = nt.Solver(problem, method="working_set", gap_tol=1e-7)
+    solver.solve()
+    kept = solver._working
+    assert kept is not None
+    warm = solver.update(**change).solve()
+    cold = nt.Solver(problem.replace(**change), method="working_set", gap_tol=1e-7).solve()
+    assert warm.status == cold.status == nt.Status.SOLVED
+    assert warm.certificate.objective == pytest.approx(cold.certificate.objective, rel=1e-6)
+
+
+def test_another_omega_forgets_the_products():
+    problem = random_problem(np.random.default_rng(4), 30, 5, 300)
+    solver = nt.Solver(problem, method="working_set")
+    solver.solve()
+    changed = problem.replace(omega=problem.Y > 0.1, V=0.1)
+    solution = solver.update(omega=problem.Y > 0.1, V=0.1).solve()
+    alone = nt.Solver(changed, method="working_set").solve()
+    assert solution.status == alone.status == nt.Status.SOLVED
+    assert solution.certificate.objective == pytest.approx(alone.certificate.objective, rel=2e-3)
+
+
+def test_history_has_the_violation_of_every_round():
+    rows = []
+    problem = random_problem(np.random.default_rng(4), 30, 5, 300)
+    solution = nt.Solver(problem, method="working_set", gap_tol=1e-7, callback=rows.append).solve()
+    assert rows == solution.history
+    assert [row["iteration"] for row in rows] == list(range(1, solution.iterations + 1))
+    assert rows[-1]["violation"] == pytest.approx(solution.certificate.violation, abs=1e-9)
+    assert rows[-1]["gap"] == pytest.approx(solution.certificate.gap, abs=1e-8)
+
+
+def test_a_callback_stops_it_and_a_further_solve_goes_on():
+    problem = random_problem(np.random.default_rng(4), 30, 5, 300)
+    solver = nt.Solver(problem, method="working_set", gap_tol=1e-9, callback=lambda row: row["iteration"] == 2)
+    stopped = solver.solve()
+    assert stopped.status == nt.Status.INTERRUPTED
+    assert stopped.iterations == 2
+    assert nt.certify(problem, stopped.W, stopped.dual) == stopped.certificate
+    solver.settings = nt.Settings(method="working_set", gap_tol=1e-9)
+    rest = solver.solve()
+    assert rest.status == nt.Status.SOLVED
+    cold = nt.Solver(problem, method="working_set", gap_tol=1e-9).solve()
+    assert rest.iterations <= cold.iterations
+
+
+def test_max_iterations_limits_the_rounds():
+    problem = random_problem(np.random.default_rng(4), 30, 5, 300)
+    solution = nt.Solver(problem, method="working_set", gap_tol=1e-9, max_iterations=1).solve()
+    assert solution.status == nt.Status.MAX_ITERATIONS
+    assert solution.iterations == 1
+    assert solution.settings["method"] == "working_set"
+
+
+# the ways out
+
+
+@pytest.mark.parametrize(
+    ("problem_options", "settings", "why"),
+    [
+        ({"epsilon": 0.0}, {}, "epsilon is too small"),
+        ({"epsilon": 1e-6}, {"gap_tol": 1e-2}, "epsilon is too small"),
+        ({}, {"memory_limit": 1e3}, "memory_limit"),
+    ],
+)
+def test_it_hands_over_with_a_reason(caplog, problem_options, settings, why):
+    problem = random_problem(np.random.default_rng(0), 20, 5, 120, **problem_options)
+    with caplog.at_level(logging.INFO, logger="nettrim"):
+        solution = nt.Solver(problem, method="working_set", **settings).solve()
+    assert why in caplog.text
+    assert solution.settings["method"] == "admm"
+    assert solution.status == nt.Status.SOLVED
+
+
+@pytest.mark.parametrize("kind", ["outputs", "bound", "bounds", "neuronwise"])
+def test_infeasible_problems_are_proved(kind):
+    known = infeasible_with_ray(np.random.default_rng(1), kind)
+    solution = nt.Solver(known.problem, method="working_set").solve()
+    assert solution.status == nt.Status.INFEASIBLE
+    assert nt.verify_ray(known.problem, solution.ray) > 1e4
+
+
+def test_auto_takes_admm_where_it_is_expected_to_be_quicker(monkeypatch, caplog):
+    problem = random_problem(np.random.default_rng(0), 20, 5, 120)
+    assert nt.Solver(problem).solve().settings["method"] == "working_set"
+    monkeypatch.setattr(solver_module, "DENSE", -1.0)
+    with caplog.at_level(logging.INFO, logger="nettrim"):
+        assert nt.Solver(problem).solve().settings["method"] == "admm"
+    assert "dense" in caplog.text
+    # a method that was asked for is used
+    assert nt.Solver(problem, method="working_set").solve().settings["method"] == "working_set"
+
+
+def test_the_estimate_grows_with_the_supports_and_falls_with_the_gap():
+    problem = random_problem(np.random.default_rng(0), 200, 300, 400)
+    loop = nt.Solver(problem)._loop()
+    start = coarse_start(loop, lambda: None)
+    dense = Start(np.ones_like(start.W), start.samples, start.eta, start.mu)
+    assert work_ratio(dense, loop, nt.Settings()) > work_ratio(start, loop, nt.Settings()) > 0
+    assert work_ratio(dense, loop, nt.Settings(gap_tol=1e-6)) < work_ratio(dense, loop, nt.Settings())
+
+
+def test_float32_stops_where_its_precision_ends():
+    """A gap that float32 weights cannot have ends the solve, with the status that says so."""
+    problem = random_problem(np.random.default_rng(0), 40, 6, 300, dtype=np.float32)
+    solution = nt.Solver(problem, method="working_set", gap_tol=1e-10, feas_tol=1e-10, max_iterations=400).solve()
+    assert solution.status in (nt.Status.MAX_ITERATIONS, nt.Status.SOLVED_INACCURATE)
+    tight = solve_tightly(problem.replace(dtype=np.float64), method="working_set")
+    assert solution.certificate.objective == pytest.approx(tight.certificate.objective, rel=1e-4)
+
+
+def test_a_neuron_that_is_hardly_ever_active():
+    """One active sample and bounds everywhere else: a singular G that only the bounds complete."""
+    rng = np.random.default_rng(5)
+    problem = random_problem(rng, 30, 4, 300)
+    Y = problem.Y.copy()
+    Y[0] = 0
+    Y[0, 7] = 0.01
+    Y[1] = 0
+    changed = nt.Problem(problem.X, Y, 0.1)
+    solution = solve_tightly(changed)
+    assert solution.settings["method"] == "working_set"
+    assert not solution.W[:, 1].any()
