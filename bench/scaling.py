@@ -4,8 +4,9 @@ python bench/scaling.py [--method admm|working_set]     writes bench/results/sca
 
 Every point is a process of its own, so that its peak memory is its own. Layer 3 of the MNIST network (1000 inputs) is
 solved in float32 to the default tolerances; N takes the first inputs only, with outputs recomputed from them. The
-memory promise, which is ADMM's, is inputs + 3 M x P arrays of the working dtype + 4 N x N float64 + 50 MB, measured as the growth of the
-resident peak over the process with its inputs loaded and the solver compiled (inputs are then in the baseline).
+memory promise, which is ADMM's, is inputs + 3 M x P arrays of the working dtype + 4 N x N float64 + 50 MB, measured as
+the growth of the resident peak over the process with its inputs loaded and the solver compiled (inputs are then in the
+baseline).
 """
 
 from __future__ import annotations

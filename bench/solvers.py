@@ -2,8 +2,9 @@
 
 python bench/solvers.py published     all four layers, epsilon .03 .1 .2, P = 5000, gap and violation 1e-3
 python bench/solvers.py cvxpy         N = 301, M = 10 and 50, P = 1000 and 2000, gap 1e-6
+python bench/solvers.py methods       working sets against ADMM, gap 1e-6 in float64 and 1e-3 in float32 (--samples)
 
-Both write bench/results/solvers.json as they go and skip what is already there (--fresh starts anew). Every solver's
+All write bench/results/solvers.json as they go and skip what is already there (--fresh starts anew). Every solver's
 answer is judged by the same certificate (nettrim.certify), whose time is not charged to the baselines but is to
 nettrim. Kernels are compiled before timing; one thread count for everything.
 
@@ -155,6 +156,42 @@ def published(threads: int, cap: float, repeats: int, record: dict) -> None:
     print(record["published_summary"])
 
 
+def methods(samples: int, cap: float, record: dict) -> None:
+    """Both methods on every cell; ADMM stops at `cap` times the working sets' seconds: its ratio is then a bound."""
+    rows = record.setdefault("methods", [])
+    done = {(r["layer"], r["epsilon"], r["P"], r["dtype"]) for r in rows}
+    for epsilon in EPSILONS:
+        for index in (3, 2, 0, 1):
+            for dtype, gap in ((np.float32, 1e-3), (np.float64, 1e-6)):
+                name = np.dtype(dtype).name
+                if (index + 1, epsilon, samples, name) in done:
+                    continue
+                X, Y, linear = layer(index, samples, dtype=dtype)
+                problem = nt.Problem(X, Y, epsilon, omega="linear" if linear else "active")
+                exact = ours(problem, 1, gap_tol=gap, feas_tol=gap, method="working_set")
+                limit = max(cap * exact["seconds"], 1.0)
+                admm = ours(problem, 1, gap_tol=gap, feas_tol=gap, method="admm", time_limit=limit)
+                auto = ours(problem, 1, gap_tol=gap, feas_tol=gap)
+                row = {
+                    "layer": index + 1,
+                    "N": problem.N,
+                    "M": problem.M,
+                    "P": samples,
+                    "epsilon": epsilon,
+                    "dtype": name,
+                }
+                row |= {"gap_tol": gap, "working_set": exact, "admm": admm, "auto": auto}
+                row |= {"ratio": admm["seconds"] / exact["seconds"], "lower_bound": admm["status"] != "solved"}
+                rows.append(row)
+                print(
+                    f"layer {index + 1} epsilon {epsilon:<4} P {samples} {name}  working sets "
+                    f"{exact['seconds']:6.2f} s (gap {exact['gap']:.0e})  ADMM {admm['seconds']:6.2f} s "
+                    f"(gap {admm['gap']:.0e})  auto {auto['seconds']:.2f} s  ratio {'>= ' if row['lower_bound'] else ''}{row['ratio']:.1f}",
+                    flush=True,
+                )
+                write("solvers", record)
+
+
 def cvxpy_rows(threads: int, limit: float, repeats: int, solvers: list[str], record: dict) -> None:
     from nettrim import reference
 
@@ -210,7 +247,7 @@ def mine_difference(problem: nt.Problem, sol) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["published", "cvxpy"])
+    parser.add_argument("part", choices=["published", "cvxpy", "methods"])
     parser.add_argument("--threads", type=int)
     parser.add_argument(
         "--cap", type=float, default=40.0, help="stop the published algorithm at this ratio (default 40)"
@@ -218,6 +255,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for cvxpy's solvers (default 600)")
     parser.add_argument("--solvers", default="CLARABEL,SCS", help="cvxpy's, separated by commas")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=5000, help="samples of the part methods (default 5000)")
     parser.add_argument("--fresh", action="store_true", help="forget the part's earlier results")
     args = parser.parse_args()
     threads = fix_threads(args.threads)
@@ -229,6 +267,8 @@ def main() -> None:
     record.setdefault("environment", {})[args.part] = environment(threads) | {"cap": args.cap, "limit": args.limit}
     if args.part == "published":
         published(threads, args.cap, args.repeats, record)
+    elif args.part == "methods":
+        methods(args.samples, args.cap, record)
     else:
         cvxpy_rows(threads, args.limit, args.repeats, args.solvers.split(","), record)
 

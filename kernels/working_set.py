@@ -5,8 +5,8 @@
 with G = X_F X_F^T and b = X_F y over the neuron's samples in the ball, A = X_F over the samples whose bound is watched.
 It is the program with the ball's multiplier lambda = 1 / mu, divided by lambda, so that mu = 0 is an ordinary value.
 
-Two methods take turns. `exact` solves the equality-constrained system on a guessed support and guessed active bounds and
-corrects the guess by whole blocks (a primal-dual active set): quick when the guess is good, and not always convergent.
+Two methods take turns. `exact` solves the equality-constrained system on a guessed support and guessed active bounds
+and corrects the guess by whole blocks (a primal-dual active set): quick when the guess is good, not always convergent.
 `follow` changes the problem continuously from one that the present weights solve into this one, and exchanges one index
 at each kink of the path (a parametric active set): it arrives from anywhere, at a price in proportion to the changes.
 """
@@ -26,6 +26,8 @@ _SHIFT = 1e-13
 _PATH_SHIFT, _REFRESH = 1e-11, 100
 #: halvings of a bisection
 _HALVINGS = 40
+#: error in K K^-1 x for x of order one up to which an inverse is used again
+_ACCURATE = 1e-6
 #: distance of the bounds that a path is followed to from the true ones, relative to the tolerance of a violation
 _APART = 0.03
 #: steps of iterative refinement of the solution at the end of a path
@@ -134,7 +136,7 @@ def _threshold(excess, most):
 
 
 @nb.njit(**_OPTIONS)
-def _size(G, A):
+def rms_norm(G, A):
     """Root mean square of the inputs' norms: the unit of the shifts, and of the bounds' rows beside G's."""
     n = G.shape[0]
     squares, bounds = 0.0, 0.0
@@ -172,7 +174,7 @@ def _judge(G, b, C, A, v, mu, path_w, path_eta, signs, active, tol, feasible, w,
     for values that are not finite.
     """
     n, k = A.shape
-    size, floor, rounding, total = _size(G, A), 0.0, 0.0, 0.0
+    size, floor, rounding, total = rms_norm(G, A), 0.0, 0.0, 0.0
     # weights whose part in the outputs is far below the tolerance are zero: near w = 0 rounding decides their signs
     tiny = 1e-3 * feasible / size
     for i in range(n):
@@ -236,9 +238,9 @@ def _judge(G, b, C, A, v, mu, path_w, path_eta, signs, active, tol, feasible, w,
 def exact(G, b, yy, C, A, v, mu, path_w, path_eta, w, eta, tol, feasible, attempts):
     """Active-set corrections from the supports of w and eta; whether one was verified within the tolerances.
 
-    `path_w` (w0, w1) and `path_eta` (eta0, eta1) hold the last affine solution w0 - mu w1; it is tried first. On success
-    w, eta and the path describe the solution; w and eta are left alone otherwise. Returns (verified, systems solved, c,
-    a) with ||X^T w - y||^2 = c + mu^2 a along the path.
+    `path_w` (w0, w1) and `path_eta` (eta0, eta1) hold the last affine solution w0 - mu w1; it is tried first. On
+    success w, eta and the path describe the solution; w and eta are left alone otherwise. Returns (verified, systems
+    solved, c, a) with ||X^T w - y||^2 = c + mu^2 a along the path.
     """
     n, k = A.shape
     signs = np.empty(n)
@@ -252,7 +254,7 @@ def exact(G, b, yy, C, A, v, mu, path_w, path_eta, w, eta, tol, feasible, attemp
         G, b, C, A, v, mu, path_w, path_eta, signs, active, tol, feasible, new_w, new_eta, over, excess, False
     )
     solved = 0
-    size = _size(G, A)
+    size = rms_norm(G, A)
     basis = np.empty(n + k, np.int64)
     scaled, bounds = np.empty((n if attempts > 0 else 0, k)), np.empty(k)
     while faults != 0 and solved < attempts:
@@ -341,8 +343,38 @@ def _invert(K, inverse):
 
 
 @nb.njit(**_OPTIONS)
-def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, limit):
-    """Follow the exact solution from a problem that (w, eta) solves to this one; in place. Returns (arrived, steps).
+def _reuse(G, A, n, shift, basis, position, m, kept, kept_inverse, inverse):
+    """Take over an earlier path's basis order and inverse, if it has the same members and is still accurate."""
+    if kept.size != m:
+        return False
+    for r in range(m):
+        q = kept[r] if kept[r] >= 0 else n - 1 - kept[r]
+        if position[q] < 0:
+            return False
+    for r in range(m):
+        q = kept[r] if kept[r] >= 0 else n - 1 - kept[r]
+        basis[r], position[q] = q, r
+    K = _system(G, A, n, basis, m, shift)
+    # the inverse times one vector, and back
+    x = np.empty(m)
+    for r in range(m):
+        x[r] = 0.0
+        for s in range(m):
+            inverse[r, s] = kept_inverse[r, s]
+            x[r] += kept_inverse[r, s] * _spread(s)
+    error = 0.0
+    for r in range(m):
+        error = max(error, abs(_dot(K[r], x, m) - _spread(r)))
+    return error <= _ACCURATE
+
+
+@nb.njit(**_OPTIONS)
+def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, kept, kept_inverse, limit):
+    """Follow the exact solution from a problem that (w, eta) solves to this one; in place.
+
+    `size` is the unit of the bounds' rows, `kept` and `kept_inverse` what the neuron's last path ended with: the inputs
+    and bounds (bound p as -1 - p) of its system, and the inverse, which is used again if (w, eta) still has these sets.
+    Returns (arrived, kinks, kept, kept_inverse).
 
     The linear term on the support, the costs of inputs that want to enter and the bounds that are violated start where
     (w, eta) is optimal and move linearly to their values. The solution is piecewise linear in between; at each kink one
@@ -350,7 +382,7 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, limit):
     set). The system is shifted by a relative 1e-11, which makes the solution unique; `exact` removes the shift.
     """
     n, k = A.shape
-    size = _size(G, A)
+    nothing, no_inverse = np.empty(0, np.int64), np.empty((0, 0))
     shift = _PATH_SHIFT * size * size
     # bounds in the units of the inputs' products; each is moved by less than the tolerance, since near w = 0 all bounds
     # of a ReLU meet in one point, which a path could not leave
@@ -383,8 +415,9 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, limit):
         else:
             e[p] = 0.0
     inverse = np.empty((cap, cap))
-    if not _invert(_system(G, A, n, basis, m, shift), inverse):
-        return False, 0
+    if not _reuse(G, A, n, shift, basis, position, m, kept, kept_inverse, inverse):
+        if not _invert(_system(G, A, n, basis, m, shift), inverse):
+            return False, 0, nothing, no_inverse
     # where (w, e) is optimal: g = G w + shift w + A e + f with f = -b off the support
     x, g, z = np.empty(n), np.empty(n), np.empty(k)
     _outputs(A, w, z)
@@ -432,7 +465,7 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, limit):
             total += direction[r]
         if not np.isfinite(total):
             if fresh or not _invert(_system(G, A, n, basis, m, shift), inverse):
-                return False, step
+                return False, step, nothing, no_inverse
             fresh = True
             continue
         for i in range(n):
@@ -489,7 +522,7 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, limit):
                         t, which, kind = length, n + p, 5
         if wrong and not fresh:
             if not _invert(_system(G, A, n, basis, m, shift), inverse):
-                return False, step
+                return False, step, nothing, no_inverse
             fresh = True
             continue
         t = max(t, 0.0)
@@ -507,7 +540,10 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, limit):
                 eta[p] = max(e[p], 0.0) * size
                 bound[p] = v[p] * size
             _affine(G, b, C, A, bound, sign, basis, m, inverse, size, path_w, path_eta)
-            return True, step + 1
+            for r in range(m):
+                if basis[r] >= n:
+                    basis[r] = n - 1 - basis[r]
+            return True, step + 1, basis[:m].copy(), inverse[:m, :m].copy()
         last = which
         fresh = False
         if kind == 1 or kind == 4:
@@ -530,7 +566,7 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, limit):
             if abs(pivot) * shift > 1e-4 or not np.isfinite(pivot):
                 # the index that leaves had been dependent on the others: updating would carry its errors on
                 if not _invert(_system(G, A, n, basis, m, shift), inverse):
-                    return False, step
+                    return False, step, nothing, no_inverse
                 fresh = True
             else:
                 along = direction[r] / pivot
@@ -568,11 +604,11 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, limit):
             m += 1
         if (step + 1) % _REFRESH == 0:
             if not _invert(_system(G, A, n, basis, m, shift), inverse):
-                return False, step
+                return False, step, nothing, no_inverse
             fresh = True
     for p in range(k):
         eta[p] = max(e[p], 0.0) * size
-    return False, limit
+    return False, limit, nothing, no_inverse
 
 
 @nb.njit(**_OPTIONS)
@@ -625,7 +661,7 @@ def _bounds(eta, most):
 
 @nb.njit(**_OPTIONS)
 def settle(G, b, yy, A, mu, path_w, w, feasible):
-    """Values of a neuron that is not exact: tiny weights become zero; (c, a) with ||residual||^2 = c + mu^2 a nearby."""
+    """Tidy a neuron that is not exact: tiny weights become zero; (c, a) with ||residual||^2 = c + mu^2 a nearby."""
     n = w.size
     # near w = 0, what the distance of the bounds allows: outputs below the tolerance
     largest = 0.0

@@ -41,7 +41,7 @@ class Start:
 def coarse_start(loop: Loop, stopped: Callable[[], str | None]) -> Start:
     """Start from a problem with fewer samples and the same relative radius.
 
-    With Pc of P samples the ball's multiplier lambda is about Pc / P times that of the whole layer, for the same weights.
+    For the same weights the ball's multiplier lambda of Pc among P samples is P / Pc times that of the whole layer.
 
     Parameters
     ----------

@@ -50,8 +50,8 @@ class Settings:
     polish : bool
         ADMM: finish a nearly solved problem by a Newton step on its support (default True).
     callback : callable or None
-        Called at every check (every round) with a dict (iteration, objective, dual_bound, gap, seconds, and violation with
-        working sets); a true result stops.
+        Called at every check (every round) with a dict (iteration, objective, dual_bound, gap, seconds, and violation
+        with working sets); a true result stops.
     verbose : bool
         Print a line per check.
 

@@ -412,7 +412,7 @@ class _Run:
             seconds={name: round(value, 6) for name, value in self.seconds.items()},
             message=message,
             history=self.history,
-            settings=self.settings.to_dict() 
+            settings=self.settings.to_dict()
             | {"method": self.method, "backend": self.solver.backend.name, "dtype": str(self.problem.dtype)},
         )
 

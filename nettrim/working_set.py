@@ -71,6 +71,7 @@ class _Neuron:
         self.G, self.A = np.zeros((0, 0)), np.zeros((0, 0))
         self.path_w, self.path_eta = np.zeros((2, w.size)), np.zeros((2, eta.size))
         self.exact, self.c, self.a = False, np.inf, 0.0
+        self.size, self.basis, self.inverse = 0.0, np.empty(0, np.int64), np.empty((0, 0))
 
     def add(self, inputs: np.ndarray, samples: np.ndarray) -> None:
         n, k = inputs.size, samples.size
@@ -82,8 +83,8 @@ class _Neuron:
 
     @property
     def bytes(self) -> float:
-        """Of G and A, once they have grown to the sets."""
-        return 8.0 * self.inputs.size * (self.inputs.size + self.samples.size)
+        """Of G and A, once they have grown to the sets, and of the kept inverse."""
+        return 8.0 * self.inputs.size * (self.inputs.size + self.samples.size) + self.inverse.nbytes
 
 
 class WorkingSet:
@@ -150,9 +151,9 @@ class WorkingSet:
             self.mu = self.upcoming
             settled = added <= SETTLED * sum(n.inputs.size for n in self.neurons)
             with limit(1), ThreadPoolExecutor(self.n_threads) as pool:
-                self._timed("gram", lambda: list(pool.map(self._grow, range(self.M))))
-                reached = self._timed("neurons", lambda: self._find_level(pool, settled))
-            check, added, watched = self._timed("check", lambda: self._check(k, began))
+                self._timed("gram", lambda pool: list(pool.map(self._grow, range(self.M))), pool)
+                reached = self._timed("neurons", self._find_level, pool, settled)
+            check, added, watched = self._timed("check", self._check, k, began)
             reason = self.stopped() or ("max_iterations" if k == self.settings.max_iterations else None)
             check.last = reason is not None
             if accept(check):
@@ -267,7 +268,11 @@ class WorkingSet:
         if not n.exact:
             before = n.w.copy(), n.eta.copy()
             most = 10 * (n.w.size + n.eta.size) + 100
-            _, kinks = kernels.follow(n.G, b, C, n.A, v, mu, n.path_w, n.path_eta, n.w, n.eta, self.level, most)
+            # the unit stays, so that the inverse does
+            n.size = n.size or kernels.rms_norm(n.G, n.A)
+            _, kinks, n.basis, n.inverse = kernels.follow(
+                n.G, b, C, n.A, v, mu, n.path_w, n.path_eta, n.w, n.eta, self.level, n.size, n.basis, n.inverse, most
+            )
             self.counts["kinks"] += kinks
             if not np.isfinite(n.w.sum() + n.eta.sum()):
                 n.w, n.eta = before
@@ -370,9 +375,9 @@ class WorkingSet:
         samples, over = samples[new], over[new]
         return samples[_worst(over, max(LEAST, n.samples.size))], square, excess
 
-    def _timed(self, phase: str, work: Callable[[], Any]) -> Any:
+    def _timed(self, phase: str, work: Callable[..., Any], *arguments: Any) -> Any:
         began = time.perf_counter()
-        result = work()
+        result = work(*arguments)
         self.phases[phase] += time.perf_counter() - began
         return result
 

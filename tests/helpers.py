@@ -13,8 +13,8 @@ from nettrim.admm import Loop
 def solve_tightly(problem: nt.Problem, **settings: Any) -> nt.Solution:
     """Solution within 1e-6, and solved: for comparisons of objectives to 1e-5.
 
-    Unless a method is asked for, both solve the problem and must agree, as far as violations of 1e-6 let them; the working
-    sets' solution is returned.
+    Unless a method is asked for, both solve the problem and must agree, as far as violations of 1e-6 let them; the
+    working sets' solution is returned.
     """
     if "method" not in settings:
         first, second = (solve_tightly(problem, method=m, **settings) for m in ("admm", "working_set"))

@@ -85,7 +85,9 @@ def test_backends_agree(kind, method):
 
 
 def test_a_second_solve_of_the_same_problem_is_short():
-    solver = nt.Solver(known_optimum(np.random.default_rng(0), 60, 8, 200).problem, polish=False, gap_tol=1e-5, method="admm")
+    solver = nt.Solver(
+        known_optimum(np.random.default_rng(0), 60, 8, 200).problem, polish=False, gap_tol=1e-5, method="admm"
+    )
     first, second = solver.solve(), solver.solve()
     assert second.status == nt.Status.SOLVED
     assert second.iterations < first.iterations / 4
@@ -241,7 +243,9 @@ def test_callback_rows_are_the_certificate():
     """Every check is seen, also the last; there the loop's estimates are what the certificate says of the iterate."""
     problem = problem_of()
     rows = []
-    solution = nt.Solver(problem, callback=rows.append, max_iterations=60, gap_tol=1e-9, polish=False, method="admm").solve()
+    solution = nt.Solver(
+        problem, callback=rows.append, max_iterations=60, gap_tol=1e-9, polish=False, method="admm"
+    ).solve()
     assert rows == solution.history
     assert [row["iteration"] for row in rows] == [20, 40, 60]
     assert rows[-1]["objective"] == pytest.approx(solution.certificate.objective, rel=1e-9)
@@ -307,7 +311,10 @@ def test_a_handler_of_the_application_is_left_alone(sigint):
 
 def test_solving_outside_the_main_thread(backend, method):
     problem, found = problem_of(), []
-    threads = [threading.Thread(target=lambda: found.append(nt.Solver(problem, backend=backend, method=method).solve())) for _ in "ab"]
+    threads = [
+        threading.Thread(target=lambda: found.append(nt.Solver(problem, backend=backend, method=method).solve()))
+        for _ in "ab"
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -321,7 +328,9 @@ def test_solving_outside_the_main_thread(backend, method):
 
 @pytest.mark.parametrize("kind", ["relu", "linear", "bounds"])
 def test_equal_inputs_give_equal_bits(backend, dtype, kind, method):
-    one, other = (nt.Solver(problem_of(kind, dtype=dtype), backend=backend, n_threads=2, method=method).solve() for _ in "ab")
+    one, other = (
+        nt.Solver(problem_of(kind, dtype=dtype), backend=backend, n_threads=2, method=method).solve() for _ in "ab"
+    )
     np.testing.assert_array_equal(one.W, other.W)
     np.testing.assert_array_equal(one.dual, other.dual)
     assert one.certificate == other.certificate

@@ -10,11 +10,11 @@ from helpers import solve_tightly
 from hypothesis import example, given
 from hypothesis import strategies as st
 from instances import infeasible_with_ray, known_optimum, random_problem
+from nettrim.kernels import working_set as kernels
 
 import nettrim as nt
 from nettrim import solver as solver_module
 from nettrim.coarse import Start, coarse_start, work_ratio
-from nettrim.kernels import working_set as kernels
 from nettrim.working_set import WorkingSet
 
 
@@ -44,9 +44,10 @@ def optimality(G, b, C, A, v, mu, w, eta):
 def follow(problem, mu, w, eta, feasible=1e-12):
     G, b, _, C, A, v = problem
     n, k = A.shape
-    arrived, kinks = kernels.follow(
-        G, b, C, A, v, mu, np.zeros((2, n)), np.zeros((2, k)), w, eta, feasible, 50 * (n + k) + 100
-    )
+    size, most = kernels.rms_norm(G, A), 50 * (n + k) + 100
+    paths = np.zeros((2, n)), np.zeros((2, k))
+    kept = np.empty(0, np.int64), np.empty((0, 0))
+    arrived, kinks, _, _ = kernels.follow(G, b, C, A, v, mu, *paths, w, eta, feasible, size, *kept, most)
     return arrived, kinks
 
 
@@ -123,7 +124,8 @@ def test_the_affine_path_is_exact_until_the_sets_change(seed, log_mu):
     G, b, yy, C, A, v = problem
     w, eta = np.zeros(8), np.zeros(6)
     path_w, path_eta = np.zeros((2, 8)), np.zeros((2, 6))
-    kernels.follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, 1e-12, 500)
+    size, kept = kernels.rms_norm(G, A), (np.empty(0, np.int64), np.empty((0, 0)))
+    _, _, *kept = kernels.follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, 1e-12, size, *kept, 500)
     verified, systems, c, a = kernels.exact(G, b, yy, C, A, v, mu, path_w, path_eta, w, eta, 1e-8, 1e-9, 3)
     assert verified
     assert systems == 0
@@ -135,12 +137,28 @@ def test_the_affine_path_is_exact_until_the_sets_change(seed, log_mu):
         assert x @ G @ x - 2 * b @ x + yy == pytest.approx(c + value**2 * a, rel=1e-9, abs=1e-12 * yy)
 
 
+def test_a_kept_inverse_gives_the_same_path():
+    """From mu to mu/2 with the inverse of the first path, and without; and a spoilt inverse is noticed."""
+    problem = neuron(3, 12, 10, 60, "positive")
+    G, b, _, C, A, v = problem
+    size, nothing = kernels.rms_norm(G, A), (np.empty(0, np.int64), np.empty((0, 0)))
+    w, eta, paths = np.zeros(12), np.zeros(10), (np.zeros((2, 12)), np.zeros((2, 10)))
+    _, _, basis, inverse = kernels.follow(G, b, C, A, v, 2.0, *paths, w, eta, 1e-12, size, *nothing, 500)
+    assert basis.size > 3
+    ends = []
+    for kept in (nothing, (basis, inverse), (basis, 1.01 * inverse)):
+        x, y = w.copy(), eta.copy()
+        arrived, *_ = kernels.follow(G, b, C, A, v, 1.0, *paths, x, y, 1e-12, size, *kept, 500)
+        assert arrived
+        ends.append(x)
+    np.testing.assert_allclose(ends[1], ends[0], atol=1e-9)
+    np.testing.assert_allclose(ends[2], ends[0], atol=1e-9)
+
+
 def test_a_wrong_guess_is_not_verified(rng):
     G, b, yy, C, A, v = neuron(0, 6, 4, 50, "positive")
     w, eta = np.ones(6), np.ones(4)
-    verified, *_ = kernels.exact(
-        G, b, yy, C, A, v, 0.5, np.zeros((2, 6)), np.zeros((2, 4)), w, eta, 1e-8, 1e-9, 0
-    )
+    verified, *_ = kernels.exact(G, b, yy, C, A, v, 0.5, np.zeros((2, 6)), np.zeros((2, 4)), w, eta, 1e-8, 1e-9, 0)
     assert not verified
     np.testing.assert_array_equal(w, 1)
     np.testing.assert_array_equal(eta, 1)
