@@ -186,7 +186,8 @@ def methods(samples: int, cap: float, record: dict) -> None:
                 print(
                     f"layer {index + 1} epsilon {epsilon:<4} P {samples} {name}  working sets "
                     f"{exact['seconds']:6.2f} s (gap {exact['gap']:.0e})  ADMM {admm['seconds']:6.2f} s "
-                    f"(gap {admm['gap']:.0e})  auto {auto['seconds']:.2f} s  ratio {'>= ' if row['lower_bound'] else ''}{row['ratio']:.1f}",
+                    f"(gap {admm['gap']:.0e})  auto {auto['seconds']:.2f} s  "
+                    f"ratio {'>= ' if row['lower_bound'] else ''}{row['ratio']:.1f}",
                     flush=True,
                 )
                 write("solvers", record)

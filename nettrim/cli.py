@@ -8,53 +8,34 @@ What is slow to import (Numba, scikit-learn, matplotlib) is imported by the comm
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from nettrim import __version__
+from nettrim import __version__, files, show
+from nettrim.files import Precision, Refused
 from nettrim.problem import Problem
-from nettrim.report import table, to_json, write_atomically
+from nettrim.report import table, to_json
 from nettrim.settings import Settings
-from nettrim.solution import Certificate, Solution, Status, certify, verify_ray
+from nettrim.solution import Solution, Status, certify, verify_ray
 from nettrim.solver import Solver
 
 __all__ = ["app", "main"]
 
 CERTIFIED, USAGE, NOT_CONVERGED, INFEASIBLE = 0, 1, 2, 3
-#: seconds between two lines of progress where there is no terminal
-LINE_EVERY = 5.0
-#: a ray that forces the objective above this many times a dense solution's proves infeasibility (as the solver's)
-RAY_PROVES = 1e4
-#: columns of tables where there is no terminal to ask
-PLAIN_WIDTH = 100
 
 app = typer.Typer(
     add_completion=False,
     help="Prune trained neural networks layer by layer by convex optimisation, with a certificate.",
     epilog="Exit codes: 0 certified, 1 bad usage or input, 2 not converged or not verified, 3 infeasible.",
 )
-
-
-class Precision(str, Enum):
-    """Working precisions."""
-
-    FLOAT32 = "float32"
-    FLOAT64 = "float64"
-
-
-class Refused(Exception):
-    """Bad usage or input; the message is one line for the user."""
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on the standard output and nothing else.")]
@@ -156,7 +137,7 @@ def _demo(
     if not 0 < epsilon <= 1:
         raise Refused(f"--epsilon must be above 0 and at most 1; got {epsilon:g}")
     try:
-        with _Display(Settings().gap_tol) as display:
+        with show.Display(Settings().gap_tol) as display:
             report = run_demo(epsilon, output, progress=display)
     except ImportError as error:
         raise Refused(str(error)) from error
@@ -164,7 +145,7 @@ def _demo(
     if as_json:
         print(to_json(report))
         return code
-    console = _console()
+    console = show.open_console()
     samples = report.samples
     facts: dict[str, Callable[[Any], str]] = {
         "shape (inputs x neurons)": lambda layer: f"{layer.inputs} x {layer.neurons}",
@@ -198,7 +179,7 @@ def _demo(
     if report.picture:
         lines.append(f"picture        {report.picture}")
     lines.append(f"network        {report.network}")
-    _print_lines(console, lines)
+    show.print_lines(console, lines)
     if not report.certified:
         _complain("interrupted" if report.interrupted else "a layer is not certified within the tolerances")
     return code
@@ -244,8 +225,8 @@ def _solve(
     """
     if (epsilon is None) == (epsilon_abs is None):
         raise Refused("give one of --epsilon (relative to the norm of Y on Omega) and --epsilon-abs")
-    _check_output(output, problem_file)
-    arrays = _load(problem_file, required=("X", "Y"), optional=("omega", "V", "C"))
+    files.check_output(output, problem_file)
+    arrays = files.load(problem_file, required=("X", "Y"), optional=("omega", "V", "C"))
     with _door():
         problem = _problem(
             arrays,
@@ -256,7 +237,7 @@ def _solve(
             unpenalised_row=unpenalised_row,
             dtype=dtype.value if dtype else None,
         )
-        display = _Display(gap_tol, quiet)
+        display = show.Display(gap_tol, quiet)
         stage = f"solving {problem_file.name}"
         settings = Settings(
             gap_tol=gap_tol,
@@ -280,12 +261,12 @@ def _solve(
         "unpenalised_row": unpenalised_row,
         **solution.to_dict(),
     }
-    _write_solution(output, solution, about)
+    files.write_solution(output, solution, about)
     code = _code(solution.status)
     if as_json:
         print(to_json(about | {"input": problem_file, "output": output}))
     elif not quiet:
-        _print_solution(problem, solution, output)
+        show.print_solution(problem, solution, output)
     if code != CERTIFIED:
         _complain(_shortfall(solution))
     return code
@@ -302,12 +283,12 @@ def _verify(
     The stored certificate is not used; it is only shown beside the new one. Exit code 0 if the gap and the violations
     are within the tolerances that the solution claims (or its proof of infeasibility holds), else 2.
     """
-    arrays = _load(problem_file, required=("X", "Y"), optional=("omega", "V", "C"))
-    stored = _load(solution_file, required=("W", "problem"), optional=("dual", "ray"))
+    arrays = files.load(problem_file, required=("X", "Y"), optional=("omega", "V", "C"))
+    stored = files.load(solution_file, required=("W", "problem"), optional=("dual", "ray"))
     for name in stored.keys() - {"problem"}:
         if stored[name].dtype.kind != "f":
             raise Refused(f"{name} in {solution_file} must be of a floating dtype; got {stored[name].dtype}")
-    about = _read_about(stored["problem"], solution_file)
+    about = files.read_about(stored["problem"], solution_file)
     claimed = about["certificate"]
     with _door(f"{problem_file} and {solution_file} do not fit: "):
         problem = _problem(
@@ -323,7 +304,7 @@ def _verify(
         forced = verify_ray(problem, stored["ray"]) if infeasible and "ray" in stored else None
     gap_tol, feas_tol = about["settings"]["gap_tol"], about["settings"]["feas_tol"]
     if infeasible:
-        holds = forced is not None and forced >= RAY_PROVES
+        holds = forced is not None and forced >= show.RAY_PROVES
     else:
         holds = certificate.holds(gap_tol, feas_tol)
     if as_json:
@@ -343,7 +324,7 @@ def _verify(
             )
         )
     else:
-        _print_verdict(problem, certificate, claimed, gap_tol, feas_tol, infeasible, forced)
+        show.print_verdict(problem, certificate, claimed, gap_tol, feas_tol, infeasible, forced)
     if holds:
         return CERTIFIED
     if infeasible:
@@ -363,104 +344,10 @@ def _doctor(as_json: Json = False) -> int:
     if as_json:
         print(to_json(found))
     else:
-        _print_findings(found)
+        show.print_findings(found)
     if not holds:
         _complain(f"the self-check failed: {found['self_check']['message']}")
     return CERTIFIED if holds else NOT_CONVERGED
-
-
-# files
-
-
-def _load(path: Path, required: Sequence[str], optional: Sequence[str]) -> dict[str, np.ndarray]:
-    """Named arrays of an npz file; never unpickles."""
-    import zipfile
-
-    if path.is_dir():
-        raise Refused(f"{path} is a folder, not an .npz file")
-    try:
-        with open(path, "rb") as file:
-            if file.read(2) != b"PK":
-                raise Refused(f"{path} is not an .npz file (a zip of arrays, as numpy.savez writes it)")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as bundle:
-                missing = [name for name in required if name not in bundle.files]
-                if missing:
-                    held = ", ".join(sorted(bundle.files)) or "nothing"
-                    raise Refused(f"{path} lacks {' and '.join(missing)}; it holds {held}")
-                return {name: _member(bundle, name, path) for name in (*required, *optional) if name in bundle.files}
-    except FileNotFoundError as error:
-        raise Refused(f"{path} does not exist") from error
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise Refused(f"{path} is not a readable .npz file: {error}") from error
-
-
-def _member(bundle: Any, name: str, path: Path) -> np.ndarray:
-    import zipfile
-    import zlib
-
-    try:
-        array = bundle[name]
-    except ValueError as error:
-        if "allow_pickle" in str(error):
-            raise Refused(
-                f"{name} in {path} is an array of Python objects, which would need pickle: refused"
-            ) from error
-        raise Refused(f"{name} in {path} cannot be read: {error}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
-        raise Refused(f"{name} in {path} cannot be read: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise Refused(f"{name} in {path} is not an array")
-    return array
-
-
-def _check_output(output: Path, problem_file: Path) -> None:
-    """Refuse, before the work is done, what could not be written after it."""
-    if output.exists() and problem_file.exists() and output.samefile(problem_file):
-        raise Refused(f"--output {output} is the input itself")
-    if output.exists() and not output.is_file():
-        raise Refused(f"--output {output} is not a regular file")
-    folder = Path(os.path.realpath(output)).parent
-    if not folder.is_dir():
-        raise Refused(f"--output: the folder {folder} does not exist")
-    if not os.access(folder, os.W_OK):
-        raise Refused(f"--output: the folder {folder} cannot be written to")
-
-
-def _write_solution(path: Path, solution: Solution, about: dict[str, Any]) -> None:
-    arrays: dict[str, Any] = {"W": solution.W, "problem": np.str_(to_json(about))}
-    for name in ("dual", "ray"):
-        array = getattr(solution, name)
-        if array is not None:
-            arrays[name] = array
-    with write_atomically(path) as file:
-        np.savez(file, **arrays)
-
-
-def _read_about(text: np.ndarray, path: Path) -> dict[str, Any]:
-    """What `solve` stored about the problem, with the fields that `verify` relies on checked."""
-    number, text_type, flag = (int, float), str, bool
-    fields: dict[str, Any] = {
-        "epsilon_abs": number,
-        "linear": flag,
-        "neuronwise": flag,
-        "unpenalised_row": (int, type(None)),
-        "status": text_type,
-        "settings": dict,
-        "certificate": dict,
-    }
-    try:
-        about = json.loads(str(text))
-        for name, kind in fields.items():
-            if not isinstance(about[name], kind):
-                raise TypeError(f"{name} is {about[name]!r}")
-        for name in ("gap_tol", "feas_tol"):
-            if not isinstance(about["settings"][name], number):
-                raise TypeError(f"settings.{name} is {about['settings'][name]!r}")
-        np.dtype(Precision(about["settings"]["dtype"]).value)
-    except (ValueError, TypeError, KeyError) as error:
-        raise Refused(f"'problem' in {path} is not what nettrim solve writes: {error}") from error
-    return about
 
 
 def _problem(
@@ -524,176 +411,6 @@ def _code(status: Status) -> int:
     if status is Status.SOLVED:
         return CERTIFIED
     return INFEASIBLE if status is Status.INFEASIBLE else NOT_CONVERGED
-
-
-# what is shown
-
-
-class _Display:
-    """Progress on the standard error: a bar on a terminal, else a line every few seconds; nothing for short work.
-
-    Called with the name of a stage and None, or the row of a solver's check.
-    """
-
-    def __init__(self, gap_tol: float, quiet: bool = False):
-        self.gap_tol, self.quiet = gap_tol, quiet
-        self.bar: Any = None
-        self.task: Any = None
-        self.stage = ""
-        self.first_gap = 1.0
-        self.line_at = time.monotonic() + LINE_EVERY
-
-    def __enter__(self) -> _Display:
-        if self.quiet or not sys.stderr.isatty():
-            return self
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self.bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[state]}", markup=False),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self.task = self.bar.add_task(self.stage, total=1.0, state="")
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
-
-    def __call__(self, stage: str, check: dict[str, Any] | None) -> None:
-        state, done = "", 0.0
-        if check is None or stage != self.stage:
-            self.first_gap = 1.0
-        self.stage = stage
-        if check is not None:
-            gap = abs(check["gap"])
-            self.first_gap = max(self.first_gap, gap)
-            state = f"gap {gap:.1e} ({self.gap_tol:.0e} asked)"
-            if gap > 0 and self.first_gap > self.gap_tol:
-                done = math.log(self.first_gap / gap) / math.log(self.first_gap / self.gap_tol)
-                # a full bar would stop the clock, while the violation may still have to fall
-                done = min(max(done, 0.0), 0.99)
-        if self.bar is not None:
-            self.bar.update(self.task, description=stage, completed=done, state=state)
-        elif not self.quiet and time.monotonic() >= self.line_at:
-            self.line_at = time.monotonic() + LINE_EVERY
-            print(f"nettrim: {stage}{': ' + state if state else ''}", file=sys.stderr, flush=True)
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=PLAIN_WIDTH)
-
-
-def _print_lines(console: Any, lines: Sequence[str]) -> None:
-    for line in lines:
-        # as it is: no markup, and paths are not broken
-        console.print(line, markup=False, soft_wrap=True)
-
-
-def _print_solution(problem: Problem, solution: Solution, output: Path) -> None:
-    c, s = solution.certificate, solution.settings
-    relative = f" = {problem.epsilon / problem.y_norm:.4g} ||Y||" if problem.y_norm > 0 else ""
-    kind = "linear" if problem.linear else "ReLU"
-    each = ", an equal share per neuron" if problem.neuronwise else ""
-    lines = [
-        f"layer       {problem.N} inputs, {problem.M} neurons, {problem.P} samples, {kind}, {problem.dtype}",
-        f"status      {solution.status}",
-        f"kept        {c.nnz} of {solution.W.size} weights ({c.density:.2%})",
-        f"error       {c.discrepancy:.4%} of ||Y|| on Omega; allowed epsilon = {problem.epsilon:.6g}{relative}{each}",
-        f"objective   {c.objective:.8g}, proved to be at least {c.dual_bound:.8g}",
-        f"gap         {c.gap:.2e} (tolerance {s['gap_tol']:g})",
-        f"violation   {c.violation:.2e} (tolerance {s['feas_tol']:g})",
-        f"time        {solution.seconds['total']:.2f} s, {solution.effort} ({s['method'].replace('_', ' ')})",
-        f"written to  {output}",
-    ]
-    if solution.status is Status.INFEASIBLE:
-        if solution.smallest_epsilon is not None:
-            lines[4:7] = [f"needs       epsilon >= {solution.smallest_epsilon:.6g}"]
-        else:
-            lines[4:7] = ["needs       other bounds V: no epsilon works"]
-    _print_lines(_console(), lines)
-
-
-def _print_verdict(
-    problem: Problem,
-    certificate: Certificate,
-    claimed: dict[str, Any],
-    gap_tol: float,
-    feas_tol: float,
-    infeasible: bool,
-    forced: float | None,
-) -> None:
-    relative = f" ({problem.epsilon / problem.y_norm:.4g} ||Y_Omega||_F)" if problem.y_norm > 0 else ""
-    console = _console()
-    rows = []
-    shown: dict[str, float | None] = {"objective": None, "discrepancy": None, "nnz": None}
-    if not infeasible:
-        within_feas: dict[str, float | None] = {"ball_violation": feas_tol, "inequality_violation": feas_tol}
-        shown = {"objective": None, "dual_bound": None, "gap": gap_tol} | within_feas | shown
-    for name, tolerance in shown.items():
-        value, old = getattr(certificate, name), claimed.get(name)
-        within = "" if tolerance is None else ("yes" if abs(value) <= tolerance else "NO")
-        rows.append(
-            {
-                "": name.replace("_", " "),
-                "recomputed": f"{value:.8g}",
-                "stored": f"{old:.8g}" if isinstance(old, (int, float)) else "-",
-                "tolerance": f"{tolerance:g}" if within else "",
-                "within": within,
-            }
-        )
-    console.print(table(rows))
-    lines = [f"epsilon = {problem.epsilon:.6g}{relative}"]
-    if infeasible:
-        least = (
-            "is missing" if forced is None else f"forces any W to a norm of {forced:.1e} times a dense layer's or more"
-        )
-        lines.append(f"Claimed to be infeasible; the ray {least}.")
-        holds = forced is not None and forced >= RAY_PROVES
-    else:
-        holds = certificate.holds(gap_tol, feas_tol)
-    proof = "proof of infeasibility" if infeasible else "certificate"
-    lines.append(f"The {proof} holds." if holds else f"The {proof} does NOT hold.")
-    _print_lines(console, lines)
-
-
-def _print_findings(found: dict[str, Any]) -> None:
-    console = _console()
-    facts = list(found["versions"].items())
-    facts.append(("cores", f"{found['cores']} usable; Numba uses {found['numba_threads']} threads"))
-    facts += [
-        ("BLAS", f"{blas['library']} {blas['version']}, {blas['threads']} threads, {blas['used_by']}")
-        for blas in found["blas"]
-    ]
-    facts += [("GPU", gpu) for gpu in found["gpus"] or ["none found"]]
-    facts.append(("data", found["data"]["message"]))
-    check = found["self_check"]
-    facts.append(
-        (
-            "self-check",
-            f"{check['status']}: gap {check['gap']:.1e}, violation {check['violation']:.1e};"
-            f" {check['seconds']:.2f} s, {check['first_seconds']:.1f} s the first time (with compilation)",
-        )
-    )
-    lines = [f"{name:<15}{fact}" for name, fact in facts]
-    _print_lines(console, lines)
-    rows = [
-        {
-            "optional package": package["name"],
-            "version": package["version"] or "-",
-            "": "" if package["version"] else f"pip install 'nettrim[{package['extra']}]'",
-        }
-        for package in found["optional"]
-    ]
-    console.print(table(rows, left=list(rows[0])))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import nettrim as nt
-from nettrim import cli
+from nettrim import cli, show
 from nettrim.report import table, to_json, write_atomically
 
 CERTIFIED, USAGE, NOT_CONVERGED, INFEASIBLE = 0, 1, 2, 3
@@ -413,8 +413,8 @@ def test_verify_refuses_what_does_not_fit(solved, run, changes, words):
 
 def test_progress_lines_are_rare_and_name_the_gap(capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
-    with cli._Display(1e-3) as display:
+    monkeypatch.setattr(show.time, "monotonic", lambda: now[0])
+    with show.Display(1e-3) as display:
         for step in range(200):
             now[0] = 0.1 * step
             display("solving", {"gap": 1 / (1 + step), "iteration": step})
@@ -427,7 +427,18 @@ def test_progress_lines_are_rare_and_name_the_gap(capsys, monkeypatch):
 def test_ctrl_c_writes_the_best_weights(folder):
     """A solve that would never end, as a process of its own."""
     arguments = ["solve", "in.npz", "-o", "o.npz", "--epsilon", "0.05", "--gap-tol", "1e-15", "--feas-tol", "1e-15"]
-    endless = [*arguments, "--max-iterations", str(10**9), "--backend", "numpy", "--threads", "1", "--json"]
+    endless = [
+        *arguments,
+        "--method",
+        "admm",
+        "--max-iterations",
+        str(10**9),
+        "--backend",
+        "numpy",
+        "--threads",
+        "1",
+        "--json",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-c", WATCHED, *endless], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -446,12 +457,13 @@ def test_ctrl_c_writes_the_best_weights(folder):
 WATCHED = """
 import pathlib, sys
 from nettrim import cli
-show = cli._Display.__call__
+from nettrim.show import Display
+show = Display.__call__
 def watched(self, stage, check):
     if check is not None and check["iteration"] >= 100:
         pathlib.Path("started").touch()
     show(self, stage, check)
-cli._Display.__call__ = watched
+Display.__call__ = watched
 sys.exit(cli.main())
 """
 

@@ -1,0 +1,119 @@
+"""The npz files of the command line: read without unpickling, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nettrim.report import to_json, write_atomically
+from nettrim.solution import Solution
+
+__all__ = ["Precision", "Refused", "check_output", "load", "read_about", "write_solution"]
+
+
+class Precision(str, Enum):
+    """Working precisions."""
+
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+
+
+class Refused(Exception):
+    """Bad usage or input; the message is one line for the user."""
+
+
+def load(path: Path, required: Sequence[str], optional: Sequence[str]) -> dict[str, np.ndarray]:
+    """Named arrays of an npz file; never unpickles."""
+    import zipfile
+
+    if path.is_dir():
+        raise Refused(f"{path} is a folder, not an .npz file")
+    try:
+        with open(path, "rb") as file:
+            if file.read(2) != b"PK":
+                raise Refused(f"{path} is not an .npz file (a zip of arrays, as numpy.savez writes it)")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as bundle:
+                missing = [name for name in required if name not in bundle.files]
+                if missing:
+                    held = ", ".join(sorted(bundle.files)) or "nothing"
+                    raise Refused(f"{path} lacks {' and '.join(missing)}; it holds {held}")
+                return {name: _member(bundle, name, path) for name in (*required, *optional) if name in bundle.files}
+    except FileNotFoundError as error:
+        raise Refused(f"{path} does not exist") from error
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise Refused(f"{path} is not a readable .npz file: {error}") from error
+
+
+def _member(bundle: Any, name: str, path: Path) -> np.ndarray:
+    import zipfile
+    import zlib
+
+    try:
+        array = bundle[name]
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            raise Refused(
+                f"{name} in {path} is an array of Python objects, which would need pickle: refused"
+            ) from error
+        raise Refused(f"{name} in {path} cannot be read: {error}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+        raise Refused(f"{name} in {path} cannot be read: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise Refused(f"{name} in {path} is not an array")
+    return array
+
+
+def check_output(output: Path, problem_file: Path) -> None:
+    """Refuse, before the work is done, what could not be written after it."""
+    if output.exists() and problem_file.exists() and output.samefile(problem_file):
+        raise Refused(f"--output {output} is the input itself")
+    if output.exists() and not output.is_file():
+        raise Refused(f"--output {output} is not a regular file")
+    folder = Path(os.path.realpath(output)).parent
+    if not folder.is_dir():
+        raise Refused(f"--output: the folder {folder} does not exist")
+    if not os.access(folder, os.W_OK):
+        raise Refused(f"--output: the folder {folder} cannot be written to")
+
+
+def write_solution(path: Path, solution: Solution, about: dict[str, Any]) -> None:
+    arrays: dict[str, Any] = {"W": solution.W, "problem": np.str_(to_json(about))}
+    for name in ("dual", "ray"):
+        array = getattr(solution, name)
+        if array is not None:
+            arrays[name] = array
+    with write_atomically(path) as file:
+        np.savez(file, **arrays)
+
+
+def read_about(text: np.ndarray, path: Path) -> dict[str, Any]:
+    """What `solve` stored about the problem, with the fields that `verify` relies on checked."""
+    number, text_type, flag = (int, float), str, bool
+    fields: dict[str, Any] = {
+        "epsilon_abs": number,
+        "linear": flag,
+        "neuronwise": flag,
+        "unpenalised_row": (int, type(None)),
+        "status": text_type,
+        "settings": dict,
+        "certificate": dict,
+    }
+    try:
+        about = json.loads(str(text))
+        for name, kind in fields.items():
+            if not isinstance(about[name], kind):
+                raise TypeError(f"{name} is {about[name]!r}")
+        for name in ("gap_tol", "feas_tol"):
+            if not isinstance(about["settings"][name], number):
+                raise TypeError(f"settings.{name} is {about['settings'][name]!r}")
+        np.dtype(Precision(about["settings"]["dtype"]).value)
+    except (ValueError, TypeError, KeyError) as error:
+        raise Refused(f"'problem' in {path} is not what nettrim solve writes: {error}") from error
+    return about

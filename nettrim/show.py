@@ -1,0 +1,190 @@
+"""What the command line shows: progress on the standard error, results on the standard output."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nettrim.problem import Problem
+from nettrim.report import table
+from nettrim.solution import Certificate, Solution, Status
+
+__all__ = ["Display", "open_console", "print_findings", "print_lines", "print_solution", "print_verdict"]
+
+#: a ray that forces the objective above this many times a dense solution's proves infeasibility (as the solver's)
+RAY_PROVES = 1e4
+#: seconds between two lines of progress where there is no terminal
+LINE_EVERY = 5.0
+#: columns of tables where there is no terminal to ask
+PLAIN_WIDTH = 100
+
+
+class Display:
+    """Progress on the standard error: a bar on a terminal, else a line every few seconds; nothing for short work.
+
+    Called with the name of a stage and None, or the row of a solver's check.
+    """
+
+    def __init__(self, gap_tol: float, quiet: bool = False):
+        self.gap_tol, self.quiet = gap_tol, quiet
+        self.bar: Any = None
+        self.task: Any = None
+        self.stage = ""
+        self.first_gap = 1.0
+        self.line_at = time.monotonic() + LINE_EVERY
+
+    def __enter__(self) -> Display:
+        if self.quiet or not sys.stderr.isatty():
+            return self
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[state]}", markup=False),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self.task = self.bar.add_task(self.stage, total=1.0, state="")
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def __call__(self, stage: str, check: dict[str, Any] | None) -> None:
+        state, done = "", 0.0
+        if check is None or stage != self.stage:
+            self.first_gap = 1.0
+        self.stage = stage
+        if check is not None:
+            gap = abs(check["gap"])
+            self.first_gap = max(self.first_gap, gap)
+            state = f"gap {gap:.1e} ({self.gap_tol:.0e} asked)"
+            if gap > 0 and self.first_gap > self.gap_tol:
+                done = math.log(self.first_gap / gap) / math.log(self.first_gap / self.gap_tol)
+                # a full bar would stop the clock, while the violation may still have to fall
+                done = min(max(done, 0.0), 0.99)
+        if self.bar is not None:
+            self.bar.update(self.task, description=stage, completed=done, state=state)
+        elif not self.quiet and time.monotonic() >= self.line_at:
+            self.line_at = time.monotonic() + LINE_EVERY
+            print(f"nettrim: {stage}{': ' + state if state else ''}", file=sys.stderr, flush=True)
+
+
+def open_console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=PLAIN_WIDTH)
+
+
+def print_lines(console: Any, lines: Sequence[str]) -> None:
+    for line in lines:
+        # as it is: no markup, and paths are not broken
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def print_solution(problem: Problem, solution: Solution, output: Path) -> None:
+    c, s = solution.certificate, solution.settings
+    relative = f" = {problem.epsilon / problem.y_norm:.4g} ||Y||" if problem.y_norm > 0 else ""
+    kind = "linear" if problem.linear else "ReLU"
+    each = ", an equal share per neuron" if problem.neuronwise else ""
+    lines = [
+        f"layer       {problem.N} inputs, {problem.M} neurons, {problem.P} samples, {kind}, {problem.dtype}",
+        f"status      {solution.status}",
+        f"kept        {c.nnz} of {solution.W.size} weights ({c.density:.2%})",
+        f"error       {c.discrepancy:.4%} of ||Y|| on Omega; allowed epsilon = {problem.epsilon:.6g}{relative}{each}",
+        f"objective   {c.objective:.8g}, proved to be at least {c.dual_bound:.8g}",
+        f"gap         {c.gap:.2e} (tolerance {s['gap_tol']:g})",
+        f"violation   {c.violation:.2e} (tolerance {s['feas_tol']:g})",
+        f"time        {solution.seconds['total']:.2f} s, {solution.effort} ({s['method'].replace('_', ' ')})",
+        f"written to  {output}",
+    ]
+    if solution.status is Status.INFEASIBLE:
+        if solution.smallest_epsilon is not None:
+            lines[4:7] = [f"needs       epsilon >= {solution.smallest_epsilon:.6g}"]
+        else:
+            lines[4:7] = ["needs       other bounds V: no epsilon works"]
+    print_lines(open_console(), lines)
+
+
+def print_verdict(
+    problem: Problem,
+    certificate: Certificate,
+    claimed: dict[str, Any],
+    gap_tol: float,
+    feas_tol: float,
+    infeasible: bool,
+    forced: float | None,
+) -> None:
+    relative = f" ({problem.epsilon / problem.y_norm:.4g} ||Y_Omega||_F)" if problem.y_norm > 0 else ""
+    console = open_console()
+    rows = []
+    shown: dict[str, float | None] = {"objective": None, "discrepancy": None, "nnz": None}
+    if not infeasible:
+        within_feas: dict[str, float | None] = {"ball_violation": feas_tol, "inequality_violation": feas_tol}
+        shown = {"objective": None, "dual_bound": None, "gap": gap_tol} | within_feas | shown
+    for name, tolerance in shown.items():
+        value, old = getattr(certificate, name), claimed.get(name)
+        within = "" if tolerance is None else ("yes" if abs(value) <= tolerance else "NO")
+        rows.append(
+            {
+                "": name.replace("_", " "),
+                "recomputed": f"{value:.8g}",
+                "stored": f"{old:.8g}" if isinstance(old, (int, float)) else "-",
+                "tolerance": f"{tolerance:g}" if within else "",
+                "within": within,
+            }
+        )
+    console.print(table(rows))
+    lines = [f"epsilon = {problem.epsilon:.6g}{relative}"]
+    if infeasible:
+        least = (
+            "is missing" if forced is None else f"forces any W to a norm of {forced:.1e} times a dense layer's or more"
+        )
+        lines.append(f"Claimed to be infeasible; the ray {least}.")
+        holds = forced is not None and forced >= RAY_PROVES
+    else:
+        holds = certificate.holds(gap_tol, feas_tol)
+    proof = "proof of infeasibility" if infeasible else "certificate"
+    lines.append(f"The {proof} holds." if holds else f"The {proof} does NOT hold.")
+    print_lines(console, lines)
+
+
+def print_findings(found: dict[str, Any]) -> None:
+    console = open_console()
+    facts = list(found["versions"].items())
+    facts.append(("cores", f"{found['cores']} usable; Numba uses {found['numba_threads']} threads"))
+    facts += [
+        ("BLAS", f"{blas['library']} {blas['version']}, {blas['threads']} threads, {blas['used_by']}")
+        for blas in found["blas"]
+    ]
+    facts += [("GPU", gpu) for gpu in found["gpus"] or ["none found"]]
+    facts.append(("data", found["data"]["message"]))
+    check = found["self_check"]
+    facts.append(
+        (
+            "self-check",
+            f"{check['status']}: gap {check['gap']:.1e}, violation {check['violation']:.1e};"
+            f" {check['seconds']:.2f} s, {check['first_seconds']:.1f} s the first time (with compilation)",
+        )
+    )
+    lines = [f"{name:<15}{fact}" for name, fact in facts]
+    print_lines(console, lines)
+    rows = [
+        {
+            "optional package": package["name"],
+            "version": package["version"] or "-",
+            "": "" if package["version"] else f"pip install 'nettrim[{package['extra']}]'",
+        }
+        for package in found["optional"]
+    ]
+    console.print(table(rows, left=list(rows[0])))
