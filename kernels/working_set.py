@@ -23,7 +23,7 @@ _CHUNK, _ROWS = 512, 64
 #: relative shift that keeps the systems solvable when inputs or active bounds are dependent
 _SHIFT = 1e-13
 #: relative shift of the systems of `follow`, and kinks after which their inverse is computed afresh
-_PATH_SHIFT, _REFRESH = 1e-11, 100
+_PATH_SHIFT, _REFRESH = 1e-9, 100
 #: halvings of a bisection
 _HALVINGS = 40
 #: error in K K^-1 x for x of order one up to which an inverse is used again
@@ -379,7 +379,7 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, kept, ke
     The linear term on the support, the costs of inputs that want to enter and the bounds that are violated start where
     (w, eta) is optimal and move linearly to their values. The solution is piecewise linear in between; at each kink one
     input or one bound enters or leaves, and the inverse of the system of those in use is updated (parametric active
-    set). The system is shifted by a relative 1e-11, which makes the solution unique; `exact` removes the shift.
+    set). The system is shifted by a relative 1e-9, which makes the solution unique; `exact` removes the shift.
     """
     n, k = A.shape
     nothing, no_inverse = np.empty(0, np.int64), np.empty((0, 0))
@@ -450,10 +450,27 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, kept, ke
             dv[p] = bound[p] - start
     for p in range(k):
         at[p] = bound[p] - dv[p]
-    left, last, fresh = 1.0, -1, True
+    left, last, side, fresh, stale = 1.0, -1, 0.0, True, False
     dw, de, dg, dz = np.zeros(n), np.zeros(k), np.empty(n), np.empty(k)
     direction, right, column, u = np.empty(cap), np.empty(cap), np.empty(cap), np.empty(cap)
     for step in range(limit):
+        if stale:
+            stale = False
+            # a new inverse also takes the errors of the old one out of the values
+            for r in range(m):
+                q = basis[r]
+                right[r] = b[q] + left * df[q] - sign[q] * cost[q] if q < n else at[q - n]
+            for r in range(m):
+                value = _dot(inverse[r], right, m)
+                if basis[r] < n:
+                    w[basis[r]] = value
+                else:
+                    e[basis[r] - n] = value
+            _outputs(A, w, z)
+            for p in range(k):
+                z[p] -= shift * e[p]
+            for i in range(n):
+                g[i] = _dot(G[i], w, n) + shift * w[i] + _dot(A[i], e, k) - b[i] - left * df[i]
         if fresh:
             for r in range(m):
                 q = basis[r]
@@ -495,13 +512,14 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, kept, ke
                     length = -w[i] / dw[i]
                     if length < t:
                         t, which, kind = length, i, 1
-            elif i != last:
+            else:
+                # what has just left starts on one of its limits, and may only reach the other
                 up, down = dg[i] - dc[i], -dg[i] - dc[i]
-                if up > 0:
+                if up > 0 and not (i == last and side < 0):
                     length = (cost[i] - g[i]) / up
                     if length < t:
                         t, which, kind = length, i, 2
-                if down > 0:
+                if down > 0 and not (i == last and side > 0):
                     length = (cost[i] + g[i]) / down
                     if length < t:
                         t, which, kind = length, i, 3
@@ -550,7 +568,7 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, kept, ke
             r = position[which]
             if kind == 1:
                 w[which], g[which] = 0.0, -sign[which] * cost[which]
-                sign[which] = 0.0
+                side, sign[which] = sign[which], 0.0
             else:
                 e[which - n], z[which - n] = 0.0, at[which - n]
             position[which] = -1
@@ -589,6 +607,7 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, kept, ke
             along = -df[which] - sign[which] * dc[which] if which < n else dv[which - n]
             along -= _dot(column, direction, m)
             # by quasi-definiteness at least the shift, with the sign of the diagonal
+            dependent = abs(pivot) < 100 * shift
             pivot = max(pivot, shift) if which < n else min(pivot, -shift)
             along /= pivot
             direction[m] = along
@@ -602,10 +621,14 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, kept, ke
             inverse[m, m] = 1 / pivot
             basis[m], position[which] = which, m
             m += 1
+            if dependent:
+                if not _invert(_system(G, A, n, basis, m, shift), inverse):
+                    return False, step, nothing, no_inverse
+                fresh = True
         if (step + 1) % _REFRESH == 0:
             if not _invert(_system(G, A, n, basis, m, shift), inverse):
                 return False, step, nothing, no_inverse
-            fresh = True
+            fresh = stale = True
     for p in range(k):
         eta[p] = max(e[p], 0.0) * size
     return False, limit, nothing, no_inverse

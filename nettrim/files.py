@@ -84,6 +84,7 @@ def check_output(output: Path, problem_file: Path) -> None:
 
 
 def write_solution(path: Path, solution: Solution, about: dict[str, Any]) -> None:
+    """Write W, the multipliers or the ray, and what `verify` needs, whole or not at all."""
     arrays: dict[str, Any] = {"W": solution.W, "problem": np.str_(to_json(about))}
     for name in ("dual", "ray"):
         array = getattr(solution, name)

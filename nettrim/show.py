@@ -81,18 +81,21 @@ class Display:
 
 
 def open_console() -> Any:
+    """A console for the standard output, of a fixed width where there is no terminal."""
     from rich.console import Console
 
     return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=PLAIN_WIDTH)
 
 
 def print_lines(console: Any, lines: Sequence[str]) -> None:
+    """Print lines as they are."""
     for line in lines:
         # as it is: no markup, and paths are not broken
         console.print(line, markup=False, soft_wrap=True)
 
 
 def print_solution(problem: Problem, solution: Solution, output: Path) -> None:
+    """What `nettrim solve` says of its result."""
     c, s = solution.certificate, solution.settings
     relative = f" = {problem.epsilon / problem.y_norm:.4g} ||Y||" if problem.y_norm > 0 else ""
     kind = "linear" if problem.linear else "ReLU"
@@ -125,6 +128,7 @@ def print_verdict(
     infeasible: bool,
     forced: float | None,
 ) -> None:
+    """What `nettrim verify` found, beside what the file claims."""
     relative = f" ({problem.epsilon / problem.y_norm:.4g} ||Y_Omega||_F)" if problem.y_norm > 0 else ""
     console = open_console()
     rows = []
@@ -160,6 +164,7 @@ def print_verdict(
 
 
 def print_findings(found: dict[str, Any]) -> None:
+    """What `nettrim doctor` found."""
     console = open_console()
     facts = list(found["versions"].items())
     facts.append(("cores", f"{found['cores']} usable; Numba uses {found['numba_threads']} threads"))

@@ -192,8 +192,11 @@ class _Run:
         if self.settings.method != "admm":
             reason, iterations = self._working_sets()
         if reason not in FINAL:
+            exact, rounds = self.found, iterations
             self.method, self.found, self.tried_vertex = "admm", None, False
             reason, iterations = self._admm()
+            if exact is not None and reason == "max_iterations" and self._score(exact[2]) < self._score(self.found[2]):
+                self.method, self.found, iterations = "working_set", exact, rounds
         doubtful = self.proof is None and self.found[2].violation > INFEASIBLE_FROM
         if reason == "max_iterations" and self.method == "admm" and doubtful:
             self._try_proof()
@@ -230,23 +233,30 @@ class _Run:
         self.seconds["iterate"] = self._elapsed() - sum(self.seconds.values())
         self.rounds = {"rounds": rounds} | method.counts | {f"{k}_seconds": v for k, v in method.phases.items()}
         if reason == "precision" and self.found is not None:
+            # float32 weights cannot be better: nothing else would help
+            single = self.problem.dtype == np.float32
             near = self.found[2].holds(10 * self.settings.gap_tol, 10 * self.settings.feas_tol)
-            reason = "max_iterations" if near else reason
+            reason = "max_iterations" if near or single else reason
         if reason in FINAL:
             solver._start, solver._working = method.state(), method.release()
             return reason, rounds
-        return self._hand_over(HANDED_OVER[reason])
+        return self._hand_over(HANDED_OVER[reason], rounds)
 
-    def _hand_over(self, why: str) -> tuple[str, int]:
+    def _hand_over(self, why: str, rounds: int = 0) -> tuple[str, int]:
         log.info("working sets hand over to ADMM: %s", why)
-        return why, 0
+        return why, rounds
+
+    def _score(self, c: Certificate) -> float:
+        """How far a certificate is from the tolerances."""
+        return max(abs(c.gap) / self.settings.gap_tol, c.violation / self.settings.feas_tol)
 
     def _accept_round(self, check: Check) -> bool:
         """Whether the round's weights are certified within the tolerances."""
         self._report(check)
         s = self.settings
-        near = abs(check.gap) <= 10 * s.gap_tol and check.violation <= 10 * s.feas_tol
-        return (check.last or near) and self._certified(check.weights, check.multiplier())
+        # a certificate costs as much as a round's check
+        near = abs(check.gap) <= max(10 * s.gap_tol, 1e-4) and check.violation <= max(10 * s.feas_tol, 1e-4)
+        return (check.last or near) and self._certified(check.weights, check.multiplier(), polished=True)
 
     # what the loop asks
 
@@ -355,8 +365,8 @@ class _Run:
             multiplier = self.solver._reduced.lift(multiplier, self.loop.radii)
         certificate = certify(p, W, multiplier)
         holds = certificate.holds(self.settings.gap_tol, self.settings.feas_tol)
-        # a refused polish must not replace the last iterate, which is the better-known one
-        if holds or self.found is None or not polished:
+        # a refused proposal must not replace the last iterate, unless it is better
+        if holds or self.found is None or not polished or self._score(certificate) < self._score(self.found[2]):
             self.found = W, multiplier, certificate
         self.seconds["certify"] += time.perf_counter() - began
         return holds

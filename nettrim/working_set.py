@@ -40,7 +40,7 @@ __all__ = ["WorkingSet"]
 
 #: rounds at most, and rounds in a row in which nothing joins the sets and the tolerances are not met
 MAX_ROUNDS, IDLE = 60, 2
-#: a round is settled when the last one added less than this fraction of the inputs in the sets
+#: a round is settled when the last one added less than this fraction of the inputs, and of the samples, in the sets
 SETTLED = 0.1
 #: the power of the factor that the ball's equation asks for by which mu changes in an unsettled round
 DAMPING = 0.3
@@ -50,6 +50,8 @@ LEVELS, LEVEL_FACTOR = 12, (2.5, 10.0)
 NEEDLESS = 0.01
 #: corrections by whole blocks before a neuron's path is followed, where few indices are expected to change
 ATTEMPTS = 3
+#: paths that are followed for a neuron, one after the other, until one ends where it should
+PATHS = 3
 #: relative change of mu that few indices are expected to follow
 SMALL_CHANGE = 0.03
 #: relative stationarity that the neurons are solved to in an unsettled round
@@ -139,17 +141,21 @@ class WorkingSet:
         the tolerances are not met).
         """
         began = time.perf_counter()
-        self.mu, self.gap = start.mu.astype(np.float64), 0.0 if start.warm else 1.0
+        balls = self.loop.radii.size
+        # a start for the common ball serves the neurons' own, and their mean the common one
+        mu = start.mu if start.mu.size == balls else np.full(balls, np.exp(np.log(start.mu).mean()))
+        self.mu, self.gap = mu.astype(np.float64), 0.0 if start.warm else 1.0
         self.joined, self.upcoming = self.N * self.M, self.mu
         first = self.mu.copy()
         self._begin(start)
         rounds = min(MAX_ROUNDS, self.settings.max_iterations)
-        added, idle, best = 0 if start.warm else self.N * self.M, 0, np.inf
+        added, watched = (0, 0) if start.warm else (self.N * self.M, 0)
+        idle, best = 0, np.inf
         for k in range(1, rounds + 1):
             if sum(n.bytes for n in self.neurons) > self.settings.memory_limit:
                 return "memory", k - 1
             self.mu = self.upcoming
-            settled = added <= SETTLED * sum(n.inputs.size for n in self.neurons)
+            settled = self._settled(added, watched)
             with limit(1), ThreadPoolExecutor(self.n_threads) as pool:
                 self._timed("gram", lambda pool: list(pool.map(self._grow, range(self.M))), pool)
                 reached = self._timed("neurons", self._find_level, pool, settled)
@@ -166,9 +172,14 @@ class WorkingSet:
             best = min(best, error)
             if idle == IDLE:
                 return "precision", k
-            if settled and not reached and (self.mu <= VANISHED * first).any():
+            if settled and added + watched == 0 and not reached and (self.mu <= VANISHED * first).any():
                 return "out of reach", k
         return "precision", rounds
+
+    def _settled(self, added: int, watched: int) -> bool:
+        """Whether the last round changed little, so that this one may meet the ball."""
+        inputs, samples = (sum(getattr(n, name).size for n in self.neurons) for name in ("inputs", "samples"))
+        return added <= SETTLED * inputs and watched <= SETTLED * samples + self.M
 
     def state(self) -> Start:
         """Where a further run may start."""
@@ -251,6 +262,7 @@ class WorkingSet:
         n, upper = self.neurons[m], self.loop.upper
         if n.inputs.size == 0:
             n.exact, n.c, n.a = True, float(self.squares[m]), 0.0
+            n.eta[:] = 0
             return
         bound = np.full(n.samples.size, upper[0, 0]) if upper.size == 1 else upper[m, n.samples]
         b, C, v, yy = self.b[n.inputs, m], self.C[n.inputs, m], bound.astype(np.float64), float(self.squares[m])
@@ -265,7 +277,8 @@ class WorkingSet:
             return verified
 
         n.exact = exact(attempts)
-        if not n.exact:
+        # a path through dependent sets loses digits; one that starts at its end is short, and finds them again
+        for _ in range(0 if n.exact else PATHS):
             before = n.w.copy(), n.eta.copy()
             most = 10 * (n.w.size + n.eta.size) + 100
             # the unit stays, so that the inverse does
@@ -277,6 +290,8 @@ class WorkingSet:
             if not np.isfinite(n.w.sum() + n.eta.sum()):
                 n.w, n.eta = before
             n.exact = exact(ATTEMPTS)
+            if n.exact:
+                break
         if not n.exact:
             n.c, n.a = kernels.settle(n.G, b, yy, n.A, mu, n.path_w, n.w, self.level)
 
@@ -305,7 +320,9 @@ class WorkingSet:
             above = reached > radii
             high = np.where(above, np.minimum(high, self.mu), high)
             low = np.where(above, low, np.maximum(low, self.mu))
-            new = np.sqrt(np.divide(np.maximum(radii**2 - c, 0), a, out=np.full_like(a, np.inf), where=a > 0))
+            # without weights nothing answers to mu yet
+            blind = np.where(above, 0, np.inf)
+            new = np.sqrt(np.divide(np.maximum(radii**2 - c, 0), a, out=blind, where=a > 0))
             new = np.clip(new, self.mu / factor, self.mu * factor)
             if not settled:
                 new = self.mu * (new / self.mu) ** DAMPING

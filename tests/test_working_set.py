@@ -23,7 +23,8 @@ def neuron(seed: int, n: int, k: int, samples: int, bounds: str = "zero"):
     rng = np.random.default_rng(seed)
     X, y = rng.standard_normal((n, samples)), rng.standard_normal(samples)
     A = rng.standard_normal((n, k))
-    v = {"zero": np.zeros(k), "positive": rng.exponential(size=k), "negative": rng.standard_normal(n) @ A * 0.1}[bounds]
+    v0 = 0.1 * rng.standard_normal(n) @ A + 0.05 * rng.exponential(size=k)
+    v = {"zero": np.zeros(k), "positive": rng.exponential(size=k), "negative": v0}[bounds]
     return X @ X.T, X @ y, float(y @ y), rng.uniform(0.5, 2, n), A, v
 
 
@@ -47,8 +48,12 @@ def follow(problem, mu, w, eta, feasible=1e-12):
     size, most = kernels.rms_norm(G, A), 50 * (n + k) + 100
     paths = np.zeros((2, n)), np.zeros((2, k))
     kept = np.empty(0, np.int64), np.empty((0, 0))
-    arrived, kinks, _, _ = kernels.follow(G, b, C, A, v, mu, *paths, w, eta, feasible, size, *kept, most)
-    return arrived, kinks
+    total = 0
+    for _ in range(3):
+        # as the solver does: a path from the end of the last one is short, and mends what that one lost
+        arrived, kinks, *kept = kernels.follow(G, b, C, A, v, mu, *paths, w, eta, feasible, size, *kept, most)
+        total += kinks
+    return arrived, total
 
 
 # kernels
@@ -213,8 +218,8 @@ def test_the_answer_does_not_depend_on_the_start(kind):
     noise = Start(
         rng.standard_normal(good.W.shape),
         [rng.choice(250, 20, replace=False) for _ in range(6)],
-        [rng.exponential(size=20) for _ in range(6)],
-        0.1 * good.mu,
+        [0.1 * rng.exponential(size=20) for _ in range(6)],
+        0.3 * good.mu,
     )
     objectives = []
     for start in (good, nothing, noise):
@@ -225,10 +230,8 @@ def test_the_answer_does_not_depend_on_the_start(kind):
     np.testing.assert_allclose(objectives, objectives[0], rtol=1e-7)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["relu", "linear", "neuronwise", "bias free"])
 def test_known_optima_to_1e_9(kind):
-    if kind == "bounds":
-        pytest.skip("known optima have bounds of their own in every kind")
     known = known_optimum(np.random.default_rng(7), 80, 10, 300, **KINDS[kind])
     solution = nt.Solver(known.problem, method="working_set", gap_tol=1e-9, feas_tol=1e-9).solve()
     assert solution.settings["method"] == "working_set"
