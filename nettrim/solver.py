@@ -394,6 +394,8 @@ class _Run:
             "time_limit": "raise time_limit; a further solve() of the same Solver goes on from here.",
             "interrupted": "a further solve() of the same Solver goes on from here.",
         }[reason]
+        if reason == "max_iterations" and iterations < s.max_iterations:
+            advice = "rounding allows no more; use float64 data, or loosen gap_tol or feas_tol."
         return Status(reason), iterations, f"{state}: {advice}"
 
     def _infeasible(self, iterations: int) -> Solution:

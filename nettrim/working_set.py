@@ -212,7 +212,7 @@ class WorkingSet:
     def _begin(self, start: Start) -> None:
         for m in range(self.M):
             samples, eta = start.samples[m], start.eta[m]
-            watched = ~self.loop.mask[m, samples]
+            watched = ~self.loop.mask[m, samples] & np.isfinite(self._bounds(m, samples))
             inputs = np.flatnonzero((start.W[:, m] != 0) | (self.C[:, m] == 0))
             old = self._earlier[m] if self._earlier is not None else None
             if old is not None:
@@ -223,6 +223,13 @@ class WorkingSet:
                 neuron.G = old.G
             self.neurons.append(neuron)
         self._earlier = None
+
+    def _bounds(self, m: int, samples: np.ndarray) -> np.ndarray:
+        """V of a neuron's samples, in float64."""
+        upper = self.loop.upper
+        if upper.size == 1:
+            return np.full(samples.size, upper[0, 0], np.float64)
+        return upper[m, samples].astype(np.float64)
 
     def _grow(self, m: int) -> None:
         """Matrices of the neuron's sets; what was known of G is kept."""
@@ -259,13 +266,12 @@ class WorkingSet:
 
         if self.stopped():
             return
-        n, upper = self.neurons[m], self.loop.upper
+        n = self.neurons[m]
         if n.inputs.size == 0:
             n.exact, n.c, n.a = True, float(self.squares[m]), 0.0
             n.eta[:] = 0
             return
-        bound = np.full(n.samples.size, upper[0, 0]) if upper.size == 1 else upper[m, n.samples]
-        b, C, v, yy = self.b[n.inputs, m], self.C[n.inputs, m], bound.astype(np.float64), float(self.squares[m])
+        b, C, v, yy = self.b[n.inputs, m], self.C[n.inputs, m], self._bounds(m, n.samples), float(self.squares[m])
 
         def exact(attempts: int) -> bool:
             verified, systems, c, a = kernels.exact(

@@ -275,6 +275,17 @@ def test_updates_start_from_the_last_sets(change):
     assert warm.certificate.objective == pytest.approx(cold.certificate.objective, rel=1e-6)
 
 
+def test_bounds_that_become_infinite_are_watched_no_more():
+    problem = random_problem(np.random.default_rng(4), 30, 5, 300)
+    solver = nt.Solver(problem, method="working_set", gap_tol=1e-7)
+    solver.solve()
+    V = np.where(np.random.default_rng(0).random(problem.Y.shape) < 0.5, np.inf, 0.0)
+    warm = solver.update(V=V).solve()
+    cold = nt.Solver(problem.replace(V=V), method="working_set", gap_tol=1e-7).solve()
+    assert warm.status == cold.status == nt.Status.SOLVED
+    assert warm.certificate.objective == pytest.approx(cold.certificate.objective, rel=1e-6)
+
+
 def test_another_omega_forgets_the_products():
     problem = random_problem(np.random.default_rng(4), 30, 5, 300)
     solver = nt.Solver(problem, method="working_set")
@@ -371,6 +382,8 @@ def test_float32_stops_where_its_precision_ends():
     problem = random_problem(np.random.default_rng(0), 40, 6, 300, dtype=np.float32)
     solution = nt.Solver(problem, method="working_set", gap_tol=1e-10, feas_tol=1e-10, max_iterations=400).solve()
     assert solution.status in (nt.Status.MAX_ITERATIONS, nt.Status.SOLVED_INACCURATE)
+    assert "float64" in solution.message
+    assert abs(solution.certificate.gap) < 1e-4
     tight = solve_tightly(problem.replace(dtype=np.float64), method="working_set")
     assert solution.certificate.objective == pytest.approx(tight.certificate.objective, rel=1e-4)
 
