@@ -245,6 +245,15 @@ def test_solve_writes_what_the_library_returns(folder, run):
     assert sorted(os.listdir(folder)) == ["in.npz", "o.npz"]
 
 
+@pytest.mark.parametrize(("method", "word"), [("admm", "iteration"), ("working_set", "round")])
+def test_the_method_is_chosen_and_named(folder, run, method, word):
+    code, out, _ = run("solve", "in.npz", "-o", "o.npz", "--epsilon", 0.1, "--method", method)
+    assert code == CERTIFIED
+    assert f"({method.replace('_', ' ')})" in out and word in out
+    assert stored_problem("o.npz")["settings"]["method"] == method
+    assert_refused(run("solve", "in.npz", "-o", "o.npz", "--epsilon", 0.1, "--method", "simplex"), "--method", "simplex")
+
+
 def test_solve_options_reach_the_problem(folder, run):
     C = np.linspace(0.5, 2, 20)
     tamper("in.npz", C=C)
