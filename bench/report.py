@@ -48,11 +48,12 @@ def published(record: dict) -> list[str]:
             f"| {mark}{r['ratio']:.1f} |"
         )
     s = record["published_summary"]
+    caps = " or ".join(f"{cap:g}" for cap in sorted({r["cap"] for r in rows}))
     measured = f"{len(rows)} of 12 cells measured" if len(rows) < 12 else "12 cells"
     out += [
         "",
         f"Median ratio {s['median_ratio']:.1f}, smallest {s['min_ratio']:.1f} ({measured}, {s['lower_bounds']} of them "
-        f"lower bounds: runs are stopped at {env['cap']:g} times nettrim's time). {environment(env)}. "
+        f"lower bounds: runs are stopped at {caps} times nettrim's time). {environment(env)}. "
         "The solver's constants were chosen on layers of another training of this architecture, so these "
         "are not untouched data; which rho is the better one is decided at 10 times nettrim's time.",
         "",

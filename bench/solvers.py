@@ -134,6 +134,7 @@ def published(threads: int, cap: float, repeats: int, record: dict) -> None:
                 "methods": methods,
                 "published": [run.record() for run in runs],
                 "baseline_rho": best.rho,
+                "cap": cap,
                 "ratio": best.seconds / mine["seconds"],
                 "lower_bound": not best.accepted,
             }
@@ -265,7 +266,11 @@ def main() -> None:
     record = read("solvers") or {}
     if args.fresh:
         record.pop(args.part, None)
-    record.setdefault("environment", {})[args.part] = environment(threads) | {"cap": args.cap, "limit": args.limit}
+    environments = record.setdefault("environment", {})
+    for row in record.get("published", []):
+        # rows of an earlier run, which may have had another cap
+        row.setdefault("cap", environments["published"]["cap"])
+    environments[args.part] = environment(threads) | {"cap": args.cap, "limit": args.limit}
     if args.part == "published":
         published(threads, args.cap, args.repeats, record)
     elif args.part == "methods":
