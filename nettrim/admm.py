@@ -277,7 +277,7 @@ class Loop:
             iteration, objective, dual, gap, seconds, weights, lambda: be.to_host(kept) * self.dtype.type(rho1)
         )
 
-    def bound(self, weights: Any, product: Any, multiplier: Any, rho: float = 1.0) -> tuple[float, float]:
+    def bound(self, weights: Any, product: Any, multiplier: Any, rho: float | np.ndarray = 1.0) -> tuple[float, float]:
         """Objective of `weights`, and dual value of rho times `multiplier` scaled into |X L^T| <= C, row by row.
 
         `product` is X multiplier^T, N x M. Rows with C = 0 are taken as balanced: the certificate does that properly.

@@ -61,7 +61,7 @@ def coarse_start(loop: Loop, stopped: Callable[[], str | None]) -> Start:
     coarse = Loop(operator, target, mask, upper, loop.weights, loop.radii, Factor(operator, be, dtype), be)
     sizes, whole = coarse.sizes, loop.sizes
     if loop.radii.size == 1:
-        sizes, whole = np.linalg.norm(sizes, keepdims=True), np.linalg.norm(whole, keepdims=True)
+        sizes, whole = np.array([np.linalg.norm(sizes)]), np.array([np.linalg.norm(whole)])
     coarse.radii = loop.radii * np.divide(sizes, whole, out=np.ones_like(whole), where=whole > 0)
     found: list[Check] = []
 

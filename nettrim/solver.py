@@ -195,7 +195,8 @@ class _Run:
             exact, rounds = self.found, iterations
             self.method, self.found, self.tried_vertex = "admm", None, False
             reason, iterations = self._admm()
-            if exact is not None and reason == "max_iterations" and self._score(exact[2]) < self._score(self.found[2]):
+            last = self.found
+            if exact and last and reason == "max_iterations" and self._score(exact[2]) < self._score(last[2]):
                 self.method, self.found, iterations = "working_set", exact, rounds
         doubtful = self.proof is None and self.found[2].violation > INFEASIBLE_FROM
         if reason == "max_iterations" and self.method == "admm" and doubtful:

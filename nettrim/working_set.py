@@ -346,7 +346,7 @@ class WorkingSet:
                 todo = np.flatnonzero(~done)
         return bool(done.all())
 
-    def _residuals(self, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _residuals(self, mu: np.ndarray) -> tuple[Any, Any, Any, Any]:
         """For each ball q, and c and a with q = c + mu^2 a nearby, and whether all its weights are zero."""
         c, a = np.array([n.c for n in self.neurons]), np.array([n.a for n in self.neurons])
         zero = np.array([not n.w.any() for n in self.neurons])
@@ -380,7 +380,7 @@ class WorkingSet:
         for m, n in enumerate(self.neurons):
             over = np.abs(H[:, m]) - mu[m] * self.C[:, m] * (1 + 0.01 * self.settings.gap_tol)
             over[n.inputs] = 0
-            inputs, samples = _worst(over, max(LEAST, np.count_nonzero(n.w))), judged[m][0]
+            inputs, samples = _worst(over, max(LEAST, int(np.count_nonzero(n.w)))), judged[m][0]
             n.add(inputs, samples)
             added, watched = added + inputs.size, watched + samples.size
         self.joined = added + watched

@@ -251,7 +251,9 @@ def test_the_method_is_chosen_and_named(folder, run, method, word):
     assert code == CERTIFIED
     assert f"({method.replace('_', ' ')})" in out and word in out
     assert stored_problem("o.npz")["settings"]["method"] == method
-    assert_refused(run("solve", "in.npz", "-o", "o.npz", "--epsilon", 0.1, "--method", "simplex"), "--method", "simplex")
+    assert_refused(
+        run("solve", "in.npz", "-o", "o.npz", "--epsilon", 0.1, "--method", "simplex"), "--method", "simplex"
+    )
 
 
 def test_solve_options_reach_the_problem(folder, run):
