@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 
 import hypothesis
@@ -15,6 +16,9 @@ hypothesis.settings.load_profile(os.environ.get("NETTRIM_HYPOTHESIS", "quick"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # a shell starts background jobs with Ctrl-C ignored, which this process and its children would inherit
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "data: needs the MNIST files and trained weights in $NETTRIM_DATA")
 
 
