@@ -232,7 +232,6 @@ class _Run:
         self.seconds["setup"] = self._elapsed()
         reason, rounds = method.run(start, self._accept_round, self._observe)
         self.seconds["iterate"] = self._elapsed() - sum(self.seconds.values())
-        self.rounds = {"rounds": rounds} | method.counts | {f"{k}_seconds": v for k, v in method.phases.items()}
         if reason == "precision" and self.found is not None:
             # float32 weights cannot be better: nothing else would help
             single = self.problem.dtype == np.float32
