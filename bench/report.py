@@ -55,7 +55,8 @@ def published(record: dict) -> list[str]:
         f"Median ratio {s['median_ratio']:.1f}, smallest {s['min_ratio']:.1f} ({measured}, {s['lower_bounds']} of them "
         f"lower bounds: runs are stopped at {caps} times nettrim's time). {environment(env)}. "
         "ADMM's constants were chosen on layers of another training of this architecture, those of the working sets "
-        "and of the choice between the two on these very layers: not untouched data; which rho is the better one is decided at 10 times nettrim's time.",
+        "and of the choice between the two on these very layers: not untouched data; "
+        "which rho is the better one is decided at 10 times nettrim's time.",
         "",
     ]
     return out
