@@ -22,12 +22,14 @@ _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 _CHUNK, _ROWS = 512, 64
 #: relative shift that keeps the systems solvable when inputs or active bounds are dependent
 _SHIFT = 1e-13
-#: relative shift of the systems of `follow`, and kinks after which their inverse is computed afresh
-_PATH_SHIFT, _REFRESH = 1e-9, 100
+#: pivot, in units of the inputs, below which the inverse of `follow` is computed afresh instead of updated
+_DEPENDENT = 1e-5
+#: kinks after which the inverse of `follow` is checked
+_REFRESH = 100
 #: halvings of a bisection
 _HALVINGS = 40
 #: error in K K^-1 x for x of order one up to which an inverse is used again
-_ACCURATE = 1e-6
+_ACCURATE = 1e-8
 #: distance of the bounds that a path is followed to from the true ones, relative to the tolerance of a violation
 _APART = 0.03
 #: steps of iterative refinement of the solution at the end of a path
@@ -300,8 +302,7 @@ def exact(G, b, yy, C, A, v, mu, path_w, path_eta, w, eta, tol, feasible, attemp
     for p in range(k):
         eta[p] = new_eta[p]
     w0, w1 = path_w[0], path_w[1]
-    c = _quadratic(G, w0, w0) - 2 * _dot(b, w0, n) + yy
-    return True, solved, max(c, 0.0), max(_quadratic(G, w1, w1), 0.0)
+    return True, solved, square(G, b, yy, w0), max(_quadratic(G, w1, w1), 0.0)
 
 
 @nb.njit(**_OPTIONS)
@@ -354,36 +355,62 @@ def _reuse(G, A, n, shift, basis, position, m, kept, kept_inverse, inverse):
     for r in range(m):
         q = kept[r] if kept[r] >= 0 else n - 1 - kept[r]
         basis[r], position[q] = q, r
-    K = _system(G, A, n, basis, m, shift)
-    # the inverse times one vector, and back
-    x = np.empty(m)
     for r in range(m):
-        x[r] = 0.0
         for s in range(m):
             inverse[r, s] = kept_inverse[r, s]
-            x[r] += kept_inverse[r, s] * _spread(s)
-    error = 0.0
-    for r in range(m):
-        error = max(error, abs(_dot(K[r], x, m) - _spread(r)))
-    return error <= _ACCURATE
+    return _accurate(_system(G, A, n, basis, m, shift), inverse)
 
 
 @nb.njit(**_OPTIONS)
-def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, kept, kept_inverse, limit):
+def _accurate(K, inverse):
+    """Whether the inverse, in the leading entries, is one of K: times one vector, and back."""
+    m = K.shape[0]
+    x = np.zeros(m)
+    for r in range(m):
+        for s in range(m):
+            x[r] += inverse[r, s] * _spread(s)
+    for r in range(m):
+        # also false for what is not a number
+        if not abs(_dot(K[r], x, m) - _spread(r)) <= _ACCURATE:
+            return False
+    return True
+
+
+@nb.njit(**_OPTIONS)
+def _refine(K, inverse, right, n, basis, w, e):
+    """A step of iterative refinement of the basis' weights and multipliers, which solve K x = right."""
+    m = K.shape[0]
+    x, rest = np.empty(m), np.empty(m)
+    for r in range(m):
+        x[r] = w[basis[r]] if basis[r] < n else e[basis[r] - n]
+    for r in range(m):
+        rest[r] = right[r] - _dot(K[r], x, m)
+    for r in range(m):
+        value = x[r] + _dot(inverse[r], rest, m)
+        if basis[r] < n:
+            w[basis[r]] = value
+        else:
+            e[basis[r] - n] = value
+
+
+@nb.njit(**_OPTIONS)
+def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, shift, kept, kept_inverse, limit):
     """Follow the exact solution from a problem that (w, eta) solves to this one; in place.
 
-    `size` is the unit of the bounds' rows, `kept` and `kept_inverse` what the neuron's last path ended with: the inputs
-    and bounds (bound p as -1 - p) of its system, and the inverse, which is used again if (w, eta) still has these sets.
+    `size` is the unit of the bounds' rows, `shift` that of the systems relative to its square, `kept` and `kept_inverse`
+    what the neuron's last path ended with: the inputs and bounds (bound p as -1 - p) of its system, and the inverse,
+    which is used again if (w, eta) still has these sets.
     Returns (arrived, kinks, kept, kept_inverse).
 
     The linear term on the support, the costs of inputs that want to enter and the bounds that are violated start where
     (w, eta) is optimal and move linearly to their values. The solution is piecewise linear in between; at each kink one
     input or one bound enters or leaves, and the inverse of the system of those in use is updated (parametric active
-    set). The system is shifted by a relative 1e-9, which makes the solution unique; `exact` removes the shift.
+    set). The shift makes the solution unique and bounds the condition where inputs or bounds are dependent: below 1e-8
+    the inverse loses its digits there. `exact` removes it.
     """
     n, k = A.shape
     nothing, no_inverse = np.empty(0, np.int64), np.empty((0, 0))
-    shift = _PATH_SHIFT * size * size
+    shift = shift * size * size
     # bounds in the units of the inputs' products; each is moved by less than the tolerance, since near w = 0 all bounds
     # of a ReLU meet in one point, which a path could not leave
     scaled, bound, e = np.empty((n, k)), np.empty(k), np.empty(k)
@@ -450,27 +477,10 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, kept, ke
             dv[p] = bound[p] - start
     for p in range(k):
         at[p] = bound[p] - dv[p]
-    left, last, side, fresh, stale = 1.0, -1, 0.0, True, False
+    left, last, side, fresh = 1.0, -1, 0.0, True
     dw, de, dg, dz = np.zeros(n), np.zeros(k), np.empty(n), np.empty(k)
     direction, right, column, u = np.empty(cap), np.empty(cap), np.empty(cap), np.empty(cap)
     for step in range(limit):
-        if stale:
-            stale = False
-            # a new inverse also takes the errors of the old one out of the values
-            for r in range(m):
-                q = basis[r]
-                right[r] = b[q] + left * df[q] - sign[q] * cost[q] if q < n else at[q - n]
-            for r in range(m):
-                value = _dot(inverse[r], right, m)
-                if basis[r] < n:
-                    w[basis[r]] = value
-                else:
-                    e[basis[r] - n] = value
-            _outputs(A, w, z)
-            for p in range(k):
-                z[p] -= shift * e[p]
-            for i in range(n):
-                g[i] = _dot(G[i], w, n) + shift * w[i] + _dot(A[i], e, k) - b[i] - left * df[i]
         if fresh:
             for r in range(m):
                 q = basis[r]
@@ -581,7 +591,7 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, kept, ke
                 for j in range(m + 1):
                     inverse[j, r], inverse[j, m] = inverse[j, m], inverse[j, r]
             pivot = inverse[m, m]
-            if abs(pivot) * shift > 1e-4 or not np.isfinite(pivot):
+            if not abs(pivot) * size * size < 1 / _DEPENDENT:
                 # the index that leaves had been dependent on the others: updating would carry its errors on
                 if not _invert(_system(G, A, n, basis, m, shift), inverse):
                     return False, step, nothing, no_inverse
@@ -607,7 +617,7 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, kept, ke
             along = -df[which] - sign[which] * dc[which] if which < n else dv[which - n]
             along -= _dot(column, direction, m)
             # by quasi-definiteness at least the shift, with the sign of the diagonal
-            dependent = abs(pivot) < 100 * shift
+            dependent = abs(pivot) < _DEPENDENT * size * size
             pivot = max(pivot, shift) if which < n else min(pivot, -shift)
             along /= pivot
             direction[m] = along
@@ -622,13 +632,25 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, kept, ke
             basis[m], position[which] = which, m
             m += 1
             if dependent:
-                if not _invert(_system(G, A, n, basis, m, shift), inverse):
-                    return False, step, nothing, no_inverse
-                fresh = True
+                K = _system(G, A, n, basis, m, shift)
+                if not _accurate(K, inverse):
+                    if not _invert(K, inverse):
+                        return False, step, nothing, no_inverse
+                    fresh = True
         if (step + 1) % _REFRESH == 0:
-            if not _invert(_system(G, A, n, basis, m, shift), inverse):
+            K = _system(G, A, n, basis, m, shift)
+            if not _accurate(K, inverse) and not _invert(K, inverse):
                 return False, step, nothing, no_inverse
-            fresh = stale = True
+            for r in range(m):
+                q = basis[r]
+                right[r] = b[q] + left * df[q] - sign[q] * cost[q] if q < n else at[q - n]
+            _refine(K, inverse, right, n, basis, w, e)
+            _outputs(A, w, z)
+            for p in range(k):
+                z[p] -= shift * e[p]
+            for i in range(n):
+                g[i] = _dot(G[i], w, n) + shift * w[i] + _dot(A[i], e, k) - b[i] - left * df[i]
+            fresh = True
     for p in range(k):
         eta[p] = max(e[p], 0.0) * size
     return False, limit, nothing, no_inverse
@@ -683,6 +705,12 @@ def _bounds(eta, most):
 
 
 @nb.njit(**_OPTIONS)
+def square(G, b, yy, w):
+    """||X^T w - y||^2 for yy = ||y||^2."""
+    return max(_quadratic(G, w, w) - 2 * _dot(b, w, w.size) + yy, 0.0)
+
+
+@nb.njit(**_OPTIONS)
 def settle(G, b, yy, A, mu, path_w, w, feasible):
     """Tidy a neuron that is not exact: tiny weights become zero; (c, a) with ||residual||^2 = c + mu^2 a nearby."""
     n = w.size
@@ -694,7 +722,7 @@ def settle(G, b, yy, A, mu, path_w, w, feasible):
     for i in range(n):
         if abs(w[i]) * largest <= feasible:
             w[i] = 0.0
-    c = max(_quadratic(G, w, w) - 2 * _dot(b, w, n) + yy, 0.0)
+    c = square(G, b, yy, w)
     # the slope of the path's last piece, where it makes sense
     a = _quadratic(G, path_w[1], path_w[1])
     if not (np.isfinite(a) and 0 <= a * mu * mu <= c):

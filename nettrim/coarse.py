@@ -14,7 +14,7 @@ from nettrim.settings import Settings
 __all__ = ["Start", "coarse_start", "work_ratio"]
 
 #: samples of the coarse problem, its iterations at most, and the gap it is solved to
-SAMPLES, ITERATIONS, GAP = 1000, 150, 0.05
+SAMPLES, ITERATIONS, GAP = 1000, 150, 0.15
 #: active bounds a neuron may start with in any case
 LEAST_BOUNDS = 10
 #: `work_ratio`: final over coarse size of a neuron's system; flops of working sets per cube of it and per neuron;

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from nettrim.admm import Check, Loop
+from nettrim.backends.gemm import product
 from nettrim.coarse import Start
 from nettrim.settings import Settings
 from nettrim.threads import limit
@@ -50,8 +51,8 @@ LEVELS, LEVEL_FACTOR = 12, (2.5, 10.0)
 NEEDLESS = 0.01
 #: corrections by whole blocks before a neuron's path is followed, where few indices are expected to change
 ATTEMPTS = 3
-#: paths that are followed for a neuron, one after the other, until one ends where it should
-PATHS = 3
+#: relative shifts of the systems of the paths that are followed for a neuron, until one ends where it should
+SHIFTS = (1e-7, 1e-6, 1e-8)
 #: relative change of mu that few indices are expected to follow
 SMALL_CHANGE = 0.03
 #: relative stationarity that the neurons are solved to in an unsettled round
@@ -159,7 +160,7 @@ class WorkingSet:
             with limit(1), ThreadPoolExecutor(self.n_threads) as pool:
                 self._timed("gram", lambda pool: list(pool.map(self._grow, range(self.M))), pool)
                 reached = self._timed("neurons", self._find_level, pool, settled)
-            check, added, watched = self._timed("check", self._check, k, began)
+                check, added, watched = self._timed("check", self._check, pool, k, began)
             reason = self.stopped() or ("max_iterations" if k == self.settings.max_iterations else None)
             check.last = reason is not None
             if accept(check):
@@ -284,17 +285,21 @@ class WorkingSet:
 
         n.exact = exact(attempts)
         # a path through dependent sets loses digits; one that starts at its end is short, and finds them again
-        for _ in range(0 if n.exact else PATHS):
+        for shift in () if n.exact else SHIFTS:
             before = n.w.copy(), n.eta.copy()
             most = 10 * (n.w.size + n.eta.size) + 100
             # the unit stays, so that the inverse does
             n.size = n.size or kernels.rms_norm(n.G, n.A)
+            start = n.path_w, n.path_eta, n.w, n.eta
             _, kinks, n.basis, n.inverse = kernels.follow(
-                n.G, b, C, n.A, v, mu, n.path_w, n.path_eta, n.w, n.eta, self.level, n.size, n.basis, n.inverse, most
+                n.G, b, C, n.A, v, mu, *start, self.level, n.size, shift, n.basis, n.inverse, most
             )
             self.counts["kinks"] += kinks
-            if not np.isfinite(n.w.sum() + n.eta.sum()):
+            # w = 0, if the bounds allow it, costs ||y||^2 / 2: a path that ends above that has lost all digits
+            most_cost = 0.5 * yy * (1 + 1e-6) if v.min(initial=0) >= 0 else np.finfo(float).max
+            if not mu * float(C @ np.abs(n.w)) + 0.5 * kernels.square(n.G, b, yy, n.w) <= most_cost:
                 n.w, n.eta = before
+                n.basis, n.inverse = np.empty(0, np.int64), np.empty((0, 0))
             n.exact = exact(ATTEMPTS)
             if n.exact:
                 break
@@ -357,16 +362,15 @@ class WorkingSet:
 
     # the layer
 
-    def _check(self, k: int, began: float) -> tuple[Check, int, int]:
+    def _check(self, pool: ThreadPoolExecutor, k: int, began: float) -> tuple[Check, int, int]:
         """The round's check, and the numbers of inputs and samples that joined the sets."""
-        loop, be = self.loop, self.loop.backend
+        loop = self.loop
         W = np.zeros((self.N, self.M), loop.dtype)
         for m, n in enumerate(self.neurons):
             W[n.inputs, m] = n.w
-        Z = be.product(W.T, self.X)
-        with ThreadPoolExecutor(self.n_threads) as pool:
-            judged = list(pool.map(lambda m: self._judge(m, Z[m]), range(self.M)))
-        H = be.product(self.X, Z.T)
+        Z = product(pool, self.n_threads, W.T, self.X)
+        judged = list(pool.map(lambda m: self._judge(m, Z[m]), range(self.M)))
+        H = product(pool, self.n_threads, self.X, Z.T)
         mu = np.repeat(self.mu, self.M // self.mu.size)
         objective, dual = loop.bound(W, H, Z, 1 / mu)
         size = max(abs(objective), abs(dual))

@@ -15,7 +15,7 @@ from nettrim.kernels import working_set as kernels
 import nettrim as nt
 from nettrim import solver as solver_module
 from nettrim.coarse import Start, coarse_start, work_ratio
-from nettrim.working_set import WorkingSet
+from nettrim.working_set import SHIFTS, WorkingSet
 
 
 def neuron(seed: int, n: int, k: int, samples: int, bounds: str = "zero"):
@@ -42,7 +42,7 @@ def optimality(G, b, C, A, v, mu, w, eta):
     )
 
 
-def follow(problem, mu, w, eta, feasible=1e-12):
+def follow(problem, mu, w, eta, feasible=1e-12, shift=1e-9):
     G, b, _, C, A, v = problem
     n, k = A.shape
     size, most = kernels.rms_norm(G, A), 50 * (n + k) + 100
@@ -51,7 +51,7 @@ def follow(problem, mu, w, eta, feasible=1e-12):
     total = 0
     for _ in range(3):
         # as the solver does: a path from the end of the last one is short, and mends what that one lost
-        arrived, kinks, *kept = kernels.follow(G, b, C, A, v, mu, *paths, w, eta, feasible, size, *kept, most)
+        arrived, kinks, *kept = kernels.follow(G, b, C, A, v, mu, *paths, w, eta, feasible, size, shift, *kept, most)
         total += kinks
     return arrived, total
 
@@ -130,7 +130,7 @@ def test_the_affine_path_is_exact_until_the_sets_change(seed, log_mu):
     w, eta = np.zeros(8), np.zeros(6)
     path_w, path_eta = np.zeros((2, 8)), np.zeros((2, 6))
     size, kept = kernels.rms_norm(G, A), (np.empty(0, np.int64), np.empty((0, 0)))
-    _, _, *kept = kernels.follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, 1e-12, size, *kept, 500)
+    _, _, *kept = kernels.follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, 1e-12, size, 1e-9, *kept, 500)
     verified, systems, c, a = kernels.exact(G, b, yy, C, A, v, mu, path_w, path_eta, w, eta, 1e-8, 1e-9, 3)
     assert verified
     assert systems == 0
@@ -148,12 +148,12 @@ def test_a_kept_inverse_gives_the_same_path():
     G, b, _, C, A, v = problem
     size, nothing = kernels.rms_norm(G, A), (np.empty(0, np.int64), np.empty((0, 0)))
     w, eta, paths = np.zeros(12), np.zeros(10), (np.zeros((2, 12)), np.zeros((2, 10)))
-    _, _, basis, inverse = kernels.follow(G, b, C, A, v, 2.0, *paths, w, eta, 1e-12, size, *nothing, 500)
+    _, _, basis, inverse = kernels.follow(G, b, C, A, v, 2.0, *paths, w, eta, 1e-12, size, 1e-9, *nothing, 500)
     assert basis.size > 3
     ends = []
     for kept in (nothing, (basis, inverse), (basis, 1.01 * inverse)):
         x, y = w.copy(), eta.copy()
-        arrived, *_ = kernels.follow(G, b, C, A, v, 1.0, *paths, x, y, 1e-12, size, *kept, 500)
+        arrived, *_ = kernels.follow(G, b, C, A, v, 1.0, *paths, x, y, 1e-12, size, 1e-9, *kept, 500)
         assert arrived
         ends.append(x)
     np.testing.assert_allclose(ends[1], ends[0], atol=1e-9)
@@ -180,6 +180,34 @@ def test_bounds_that_all_meet_at_zero():
     assert arrived
     assert kinks < 200
     assert (w @ A).max() <= 1e-6
+
+
+def rarely_active(seed: int, n: int = 80, k: int = 140, samples: int = 9):
+    """A ReLU neuron with few active samples among many bounds: dependent inputs, and dependent bounds at w = 0."""
+    rng = np.random.default_rng(seed)
+    mix = rng.random((n, 12))
+    X, A = (
+        np.maximum(0.5 * mix @ rng.standard_normal((12, m)) + 0.3 * rng.standard_normal((n, m)) - 0.2, 0)
+        for m in (samples, k)
+    )
+    y = 0.1 * rng.exponential(size=samples)
+    w = np.where(rng.random(n) < 0.2, 0.1 * rng.standard_normal(n), 0)
+    eta = np.where(rng.random(k) < 0.1, 0.1 * rng.random(k), 0)
+    return (X @ X.T, X @ y, float(y @ y), np.ones(n), A, np.zeros(k)), w, eta
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_path_gets_through_dependent_sets(seed):
+    """With a relative shift of 1e-9 the inverse lost its digits in 3 of these 40, and the path ended anywhere."""
+    problem, w, eta = rarely_active(seed)
+    G, b, yy, C, A, v = problem
+    mu, n, k = 0.02 * np.abs(b).max(), *A.shape
+    paths, kept = (np.zeros((2, n)), np.zeros((2, k))), (np.empty(0, np.int64), np.empty((0, 0)))
+    size = kernels.rms_norm(G, A)
+    arrived, kinks, *_ = kernels.follow(G, b, C, A, v, mu, *paths, w, eta, 1e-6, size, SHIFTS[0], *kept, 2300)
+    assert arrived
+    assert kinks < 1000
+    assert kernels.exact(G, b, yy, C, A, v, mu, *paths, w, eta, 1e-5, 1e-6, 3)[0]
 
 
 # the method
