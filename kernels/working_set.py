@@ -397,7 +397,7 @@ def _refine(K, inverse, right, n, basis, w, e):
 def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, shift, kept, kept_inverse, limit):
     """Follow the exact solution from a problem that (w, eta) solves to this one; in place.
 
-    `size` is the unit of the bounds' rows, `shift` that of the systems relative to its square, `kept` and `kept_inverse`
+    `size` is the unit of the bounds' rows, `shift` that of the systems in its square, `kept` and `kept_inverse`
     what the neuron's last path ended with: the inputs and bounds (bound p as -1 - p) of its system, and the inverse,
     which is used again if (w, eta) still has these sets.
     Returns (arrived, kinks, kept, kept_inverse).

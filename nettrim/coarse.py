@@ -19,7 +19,7 @@ SAMPLES, ITERATIONS, GAP = 1000, 150, 0.15
 LEAST_BOUNDS = 10
 #: `work_ratio`: final over coarse size of a neuron's system; flops of working sets per cube of it and per neuron;
 #: iterations of ADMM at epsilon 0.1 and gap 1e-3, their growth per decade of the gap, and the price of a float32 flop
-GROWTH, CUBE, NEURON, ADMM, DECADE, SINGLE = 1.8, 85.0, 3.4e8, 300.0, 3.0, 0.57
+GROWTH, CUBE, NEURON, ADMM, DECADE, SINGLE = 1.8, 60.0, 3.4e8, 300.0, 3.0, 0.57
 #: flops of working sets (some tenths of a second) below which there is nothing to choose
 NOTHING = 2e10
 
