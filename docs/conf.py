@@ -33,13 +33,16 @@ import threadpoolctl
 threadpoolctl.threadpool_limits(1)
 """
 
-# Figures measured by bench/ are written to _generated/bench.md by bench/report.py; the pages build without them too.
-_figures = Path(__file__).parent / "_generated" / "bench.md"
-myst_substitutions = {
-    "measured_figures": _figures.read_text(encoding="utf-8")
-    if _figures.exists()
-    else "*No benchmark has been run in this copy; `python bench/report.py` puts the figures here.*"
-}
+
+def _figures(name):
+    """What bench/report.py has written from the results of bench/; the pages build without it too."""
+    path = Path(__file__).parent / "_generated" / f"{name}.md"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    return "*No benchmark has been run in this copy; `python bench/report.py` puts the figures here.*"
+
+
+myst_substitutions = {"measured_figures": _figures("bench"), "measured_rounds": _figures("rounds")}
 
 
 def _escape_bars(app, what, name, obj, options, lines):

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -136,7 +136,8 @@ class State:
 class Check:
     """What is known at a check. `multiplier` is only valid during the check; `last` when the loop is about to stop.
 
-    The relative violation costs ADMM a product, so only working sets know it at every check.
+    The relative violation costs ADMM a product, so only working sets know it at every check; `details` has further
+    numbers of theirs for the history.
     """
 
     iteration: int
@@ -148,6 +149,7 @@ class Check:
     multiplier: Callable[[], Any]
     last: bool = False
     violation: float | None = None
+    details: dict[str, float] = field(default_factory=dict)
 
 
 class Loop:
@@ -255,15 +257,7 @@ class Loop:
 
     def _scale(self, T: Any) -> Any:
         """Shrink factor of each row towards Y: the projection onto the ball (or each row's own)."""
-        squares = self.backend.ball_norms(T, self.target, self.mask)
-        if self.radii.size == 1:
-            squares = squares.sum(keepdims=True)
-        norms = squares**0.5
-        inside = norms <= self.radii
-        norms[inside] = 1.0
-        scale = self.radii / norms
-        scale[inside] = 1.0
-        return scale.astype(self.dtype).repeat(self.target.shape[0] // scale.size)
+        return self.backend.ball_scale(T, self.target, self.mask, self.radii)
 
     def _check(self, state: State, weights: Any, product: Any, iteration: int, seconds: float) -> Check:
         """Objective of W2 and the bound of the multipliers rho1 B1, whose dual constraint is `product`."""

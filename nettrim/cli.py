@@ -212,7 +212,7 @@ def _solve(
     time_limit: Annotated[float, typer.Option(help="Limit on the seconds.", show_default="none")] = math.inf,
     threads: Annotated[int | None, typer.Option(help="Threads to use.", show_default="all cores")] = None,
     method: Annotated[str, typer.Option(help="auto, working_set or admm.")] = "auto",
-    backend: Annotated[str, typer.Option(help="auto, numba or numpy.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, numba, numpy or cupy.")] = "auto",
     dtype: Annotated[
         Precision | None, typer.Option(help="Working precision.", show_default="the wider one of X and Y")
     ] = None,

@@ -67,7 +67,7 @@ class Dense:
     def gram(self) -> np.ndarray:
         """``X X^T`` in float64 when N <= P, else ``X^T X``: the smaller of the two."""
         N, P = self.shape
-        return mirror(moments(self._host if N <= P else self._host.T))
+        return self._backend.moments(self.X if N <= P else self.X.T)
 
 
 class Gram:

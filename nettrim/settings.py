@@ -26,8 +26,8 @@ class Settings:
         "admm" is first-order, with a cost per iteration that is known beforehand; "working_set" is exact, with a cost
         that grows with the supports. "auto" takes working sets unless the first supports are so dense, or epsilon so
         small, that ADMM is quicker. Working sets hand over to ADMM, with a log message, where they cannot go on.
-    backend : {"auto", "numba", "numpy"}
-        Device and kernels; "auto" is "numba".
+    backend : {"auto", "numba", "numpy", "cupy"}
+        Device and kernels; "auto" is "numba". "cupy" is ADMM on a GPU, without the polish, and needs CuPy.
     gap_tol : float
         Relative duality gap at which the problem counts as solved (default 1e-3). Below 1e-5 use float64 data.
     feas_tol : float

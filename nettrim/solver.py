@@ -3,55 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from nettrim import backends, vertex
-from nettrim.admm import Check, Factor, Loop, State
-from nettrim.coarse import Start, coarse_start, work_ratio
-from nettrim.infeasible import Proof, compact_proof, prove
+from nettrim import backends
+from nettrim.admm import Factor, Loop, State
+from nettrim.coarse import Start
 from nettrim.interrupt import Interrupt
 from nettrim.operators import Dense, Gram, ReducedLinear
-from nettrim.polish import ROUNDS, cost, polish
 from nettrim.problem import Problem
+from nettrim.run import Run
 from nettrim.settings import Settings
-from nettrim.solution import Certificate, Solution, Status, certify
-from nettrim.threads import blas_threads, limit
+from nettrim.solution import Solution
+from nettrim.threads import limit
 from nettrim.working_set import WorkingSet
 
 __all__ = ["Solver", "solve"]
 
-#: polish is first tried at this gap, or five times the tolerance if that is larger, then at each third of the last one
-POLISH_FROM, POLISH_TIMES = 2e-3, 5
-#: rounds (and products) a polish is charged with when weighed against the iterations it may save
-POLISH_ROUNDS = 12
-#: checks in a row with a lower bound of twice the iterate's objective before infeasibility is looked into
-SUSPICIONS = 3
-#: violation left at the iteration limit from which infeasibility is looked into
-INFEASIBLE_FROM = 1e-2
 #: float operations of an iteration below which BLAS threads only wait for each other (about 0.5 ms of one core)
 SMALL = 3e7
-#: working sets are left when they are expected to take this many times as long as ADMM
-DENSE = 1.0
-#: radii below this fraction of ||Y_Omega|| are left to ADMM: the working sets' multipliers are residuals over mu
-SMALLEST_RADIUS = 1e-4
-#: a polish is also tried at this iteration, and at each doubling, whatever the gap: small radii may never reach it
-POLISH_AT = 200
-
-#: reasons with which a solve ends, whatever the method
-FINAL = ("accepted", "max_iterations", "time_limit", "interrupted", "infeasible")
-#: why working sets could not go on
-HANDED_OVER = {
-    "memory": "their matrices exceed memory_limit",
-    "out of reach": "the ball is out of their reach",
-    "precision": "nothing is left to add, but the tolerances are not met",
-}
-
-log = logging.getLogger("nettrim")
 
 
 class Solver:
@@ -91,6 +63,8 @@ class Solver:
         self.settings = settings or Settings.make(**values)
         self.problem = problem
         self.backend = backends.get(self.settings.backend, self.settings.n_threads)
+        if self.settings.method == "working_set" and not self.backend.on_host:
+            raise ValueError(f'method="working_set" runs on the CPU: backend={self.backend.name!r} has "admm" only')
         self._operator: Dense | None = None
         self._factor: Factor | None = None
         self._source: Any = None
@@ -115,7 +89,7 @@ class Solver:
             threads = 1
         limits = limit(threads) if threads is not None else contextlib.nullcontext()
         with limits, Interrupt() as interrupt:
-            return _Run(self, began, interrupt).solution()
+            return Run(self, began, interrupt).solution()
 
     def _iteration_flops(self) -> float:
         p = self.problem
@@ -155,281 +129,6 @@ class Solver:
         if self._start is not None and self._start.W.shape[1] != len(Y):
             self._start = None
         return loop
-
-
-class _Run:
-    """One call of `Solver.solve`: judges the loop's checks and ends with a certified solution."""
-
-    def __init__(self, solver: Solver, began: float, interrupt: Interrupt):
-        self.solver, self.problem, self.settings = solver, solver.problem, solver.settings
-        self.began, self.interrupt = began, interrupt
-        self.seconds = {"setup": 0.0, "iterate": 0.0, "polish": 0.0, "certify": 0.0}
-        self.history: list[dict[str, Any]] = []
-        self.method = "working_set"
-        self.found: tuple[np.ndarray, np.ndarray, Certificate] | None = None
-        self.polish_at = POLISH_AT
-        self.tried_vertex = False
-        self.callback_stops = False
-        self.polish_below = max(POLISH_TIMES * self.settings.gap_tol, POLISH_FROM)
-        # tightened when the certificate refuses what the loop's estimates had passed
-        self.margin = 1.0
-        self.suspicious = 0
-        self.patience = SUSPICIONS
-        self.proof: Proof | None = None
-
-    def solution(self) -> Solution:
-        p = self.problem
-        if p.zero_is_feasible:
-            shape = (p.N + 1, p.M) if p.compact else (p.M, p.P)
-            self._certified(np.zeros((p.N, p.M), p.dtype), np.zeros(shape, p.dtype))
-            return self._finish(Status.SOLVED, 0, "W = 0 meets every constraint.")
-        self.loop = self.solver._loop()
-        if p.compact:
-            self.proof = compact_proof(p, self.solver._reduced)
-            if self.proof is not None:
-                return self._infeasible(0)
-        reason, iterations = "admm", 0
-        if self.settings.method != "admm":
-            reason, iterations = self._working_sets()
-        if reason not in FINAL:
-            exact, rounds = self.found, iterations
-            self.method, self.found, self.tried_vertex = "admm", None, False
-            reason, iterations = self._admm()
-            last = self.found
-            if exact and last and reason == "max_iterations" and self._score(exact[2]) < self._score(last[2]):
-                self.method, self.found, iterations = "working_set", exact, rounds
-        doubtful = self.proof is None and self.found[2].violation > INFEASIBLE_FROM
-        if reason == "max_iterations" and self.method == "admm" and doubtful:
-            self._try_proof()
-        if self.proof is not None:
-            return self._infeasible(iterations)
-        return self._finish(*self._verdict(reason, iterations))
-
-    def _admm(self) -> tuple[str, int]:
-        solver = self.solver
-        if solver._state is None:
-            solver._state = self.loop.start()
-        state = solver._state
-        first = state.iteration
-        self.seconds["setup"] += self._elapsed() - sum(self.seconds.values())
-        reason = self.loop.run(state, self.settings, self._accept, self._stopped, self._observe)
-        self.seconds["iterate"] += self._elapsed() - sum(self.seconds.values())
-        return reason, state.iteration - first
-
-    def _working_sets(self) -> tuple[str, int]:
-        """Run the rounds; a reason that is not in FINAL says why ADMM has to go on."""
-        solver, loop = self.solver, self.loop
-        if loop.radii.min() < SMALLEST_RADIUS * np.linalg.norm(loop.sizes) / np.sqrt(loop.radii.size):
-            return self._hand_over("epsilon is too small for them")
-        start = solver._start
-        if start is None:
-            start = coarse_start(loop, self._stopped)
-            if self.settings.method == "auto" and work_ratio(start, loop, self.settings) > DENSE:
-                return self._hand_over("the supports are dense")
-        threads = self.settings.n_threads or blas_threads()
-        method = WorkingSet(loop, self.settings, threads, self._stopped, solver._working)
-        solver._working = None
-        self.seconds["setup"] = self._elapsed()
-        reason, rounds = method.run(start, self._accept_round, self._observe)
-        self.seconds["iterate"] = self._elapsed() - sum(self.seconds.values())
-        if reason == "precision" and self.found is not None:
-            # float32 weights cannot be better: nothing else would help
-            single = self.problem.dtype == np.float32
-            near = self.found[2].holds(10 * self.settings.gap_tol, 10 * self.settings.feas_tol)
-            reason = "max_iterations" if near or single else reason
-        if reason in FINAL:
-            solver._start, solver._working = method.state(), method.release()
-            return reason, rounds
-        return self._hand_over(HANDED_OVER[reason], rounds)
-
-    def _hand_over(self, why: str, rounds: int = 0) -> tuple[str, int]:
-        log.info("working sets hand over to ADMM: %s", why)
-        return why, rounds
-
-    def _score(self, c: Certificate) -> float:
-        """How far a certificate is from the tolerances."""
-        return max(abs(c.gap) / self.settings.gap_tol, c.violation / self.settings.feas_tol)
-
-    def _accept_round(self, check: Check) -> bool:
-        """Whether the round's weights are certified within the tolerances."""
-        self._report(check)
-        s = self.settings
-        # a certificate costs as much as a round's check
-        near = abs(check.gap) <= max(10 * s.gap_tol, 1e-4) and check.violation <= max(10 * s.feas_tol, 1e-4)
-        return (check.last or near) and self._certified(check.weights, check.multiplier(), polished=True)
-
-    # what the loop asks
-
-    def _stopped(self) -> str | None:
-        if self.interrupt.requested:
-            return "interrupted"
-        return "time_limit" if self._elapsed() > self.settings.time_limit else None
-
-    def _accept(self, check: Check) -> bool:
-        """Whether the check's iterate, or what polishing makes of it, is certified within the tolerances."""
-        self._report(check)
-        s = self.settings
-        if check.last:
-            return self._certified(check.weights, check.multiplier()) or self._polish(check)
-        if abs(check.gap) <= self.margin * s.gap_tol:
-            if self._violation(check.weights) <= self.margin * s.feas_tol:
-                if self._certified(check.weights, check.multiplier()):
-                    return True
-                self.margin = max(0.5 * self.margin, 0.1)
-            # nearly there: polishing repairs what is violated, if iterating is not cheaper
-            affordable = POLISH_ROUNDS * cost(self.loop, check.weights) < check.iteration
-            return affordable and abs(check.gap) <= self.polish_below and self._polish(check)
-        return self._worth_polishing(check) and self._polish(check)
-
-    def _report(self, check: Check) -> None:
-        """Record the check, print it, and tell the callback."""
-        s = self.settings
-        row: dict[str, Any] = {
-            "iteration": check.iteration,
-            "objective": check.objective,
-            "dual_bound": check.dual_bound,
-            "gap": check.gap,
-            "seconds": self._elapsed(),
-        }
-        if check.violation is not None:
-            row["violation"] = check.violation
-        self.history.append(row)
-        if s.verbose:
-            if len(self.history) == 1:
-                print(f"{'iteration':>9} {'objective':>13} {'dual bound':>13} {'gap':>9} {'seconds':>8}")
-            print("{iteration:9d} {objective:13.6g} {dual_bound:13.6g} {gap:9.1e} {seconds:8.2f}".format(**row))
-        self.callback_stops = s.callback is not None and bool(s.callback(dict(row)))
-
-    def _observe(self, check: Check) -> str | None:
-        """The callback's wish, and suspicion of infeasibility: a lower bound far above the iterate's objective."""
-        if self.callback_stops:
-            self._certified(check.weights, check.multiplier())
-            return "interrupted"
-        self.suspicious = self.suspicious + 1 if check.gap < -0.5 else 0
-        if self.suspicious >= self.patience:
-            self.suspicious = 0
-            self._try_proof()
-            if self.proof is not None:
-                return "infeasible"
-        return None
-
-    # steps
-
-    def _worth_polishing(self, check: Check) -> bool:
-        """Whether a polish costs less than the iterations it may save, judged on iteration counts only."""
-        s = self.settings
-        if not s.polish or len(self.history) < 4:
-            return False
-        if len(self.history) * s.check_every >= self.polish_at:
-            self.polish_at *= 2
-            return abs(check.gap) < 0.5 and POLISH_ROUNDS * cost(self.loop, check.weights) < self.polish_at / 4
-        if not 0 < check.gap <= self.polish_below:
-            return False
-        earlier = self.history[-4]
-        rate = np.log(max(abs(earlier["gap"]), 1e-300) / check.gap) / (check.iteration - earlier["iteration"])
-        remaining = np.log(check.gap / s.gap_tol) / rate if rate > 0 else np.inf
-        return POLISH_ROUNDS * (1 + cost(self.loop, check.weights)) < remaining
-
-    def _polish(self, check: Check) -> bool:
-        s = self.settings
-        if not s.polish or not np.isfinite(check.gap):
-            return False
-        self.polish_below = min(self.polish_below, abs(check.gap) / 3)
-        began = time.perf_counter()
-        weights, multiplier, rounds = check.weights, None, ROUNDS
-        if not self.tried_vertex and vertex.worthwhile(self.loop):
-            self.tried_vertex = True
-            found = vertex.solve(self.loop)
-            if found is not None:
-                if self._certified(*found, polished=True):
-                    return True
-                weights, multiplier = found
-                rounds = 10 * ROUNDS
-        if multiplier is None:
-            multiplier = check.multiplier()
-        result = polish(self.loop, weights, multiplier, s.gap_tol, s.feas_tol, rounds)
-        self.seconds["polish"] += time.perf_counter() - began
-        if result is None or result.gap > s.gap_tol or result.violation > s.feas_tol:
-            return False
-        return self._certified(result.W, result.multiplier, polished=True)
-
-    def _violation(self, W: np.ndarray) -> float:
-        return self.loop.relative_violation(*self.loop.violations(W)[:2])
-
-    def _certified(self, W: np.ndarray, multiplier: np.ndarray, polished: bool = False) -> bool:
-        """Certify, remember, and say whether the tolerances are met."""
-        began = time.perf_counter()
-        p = self.problem
-        W = np.ascontiguousarray(W)
-        if p.compact and multiplier.shape != (p.N + 1, p.M):
-            multiplier = self.solver._reduced.lift(multiplier, self.loop.radii)
-        certificate = certify(p, W, multiplier)
-        holds = certificate.holds(self.settings.gap_tol, self.settings.feas_tol)
-        # a refused proposal must not replace the last iterate, unless it is better
-        if holds or self.found is None or not polished or self._score(certificate) < self._score(self.found[2]):
-            self.found = W, multiplier, certificate
-        self.seconds["certify"] += time.perf_counter() - began
-        return holds
-
-    def _try_proof(self) -> None:
-        if not self.problem.compact:
-            self.proof = prove(self.problem, self.solver.backend)
-            # a transient looks the same: after a failed attempt wait four times as long
-            self.patience *= 4
-
-    # endings
-
-    def _verdict(self, reason: str, iterations: int) -> tuple[Status, int, str]:
-        s, c = self.settings, self.found[2]
-        if reason == "accepted" or c.holds(s.gap_tol, s.feas_tol):
-            return Status.SOLVED, iterations, f"gap {c.gap:.1e}, violation {c.violation:.1e}"
-        state = f"gap {c.gap:.1e} (asked {s.gap_tol:g}), violation {c.violation:.1e} (asked {s.feas_tol:g})"
-        if reason == "max_iterations" and c.holds(10 * s.gap_tol, 10 * s.feas_tol):
-            hint = (
-                " float32 data rarely reach gaps below 1e-5: use float64." if self.problem.dtype == np.float32 else ""
-            )
-            return Status.SOLVED_INACCURATE, iterations, f"{state}: within ten times the tolerances.{hint}"
-        advice = {
-            "max_iterations": "raise max_iterations, or loosen gap_tol or feas_tol.",
-            "time_limit": "raise time_limit; a further solve() of the same Solver goes on from here.",
-            "interrupted": "a further solve() of the same Solver goes on from here.",
-        }[reason]
-        if reason == "max_iterations" and iterations < s.max_iterations:
-            advice = "rounding allows no more; use float64 data, or loosen gap_tol or feas_tol."
-        return Status(reason), iterations, f"{state}: {advice}"
-
-    def _infeasible(self, iterations: int) -> Solution:
-        proof = self.proof
-        self._certified(proof.W, np.zeros_like(proof.ray))
-        if proof.smallest_epsilon is None:
-            message = "The bounds V contradict each other: no epsilon works. The ray proves it."
-        else:
-            relative = proof.smallest_epsilon / self.problem.y_norm if self.problem.y_norm > 0 else np.inf
-            message = (
-                f"No W reaches epsilon = {self.problem.epsilon:.6g}; the smallest that works is "
-                f"{proof.smallest_epsilon:.6g} ({relative:.4g} ||Y_Omega||_F), which the returned W attains."
-            )
-        solution = self._finish(Status.INFEASIBLE, iterations, message)
-        return replace(solution, dual=None, ray=proof.ray, smallest_epsilon=proof.smallest_epsilon)
-
-    def _finish(self, status: Status, iterations: int, message: str) -> Solution:
-        W, dual, certificate = self.found
-        self.seconds["total"] = self._elapsed()
-        return Solution(
-            W=W,
-            status=status,
-            certificate=certificate,
-            dual=dual,
-            iterations=iterations,
-            seconds={name: round(value, 6) for name, value in self.seconds.items()},
-            message=message,
-            history=self.history,
-            settings=self.settings.to_dict()
-            | {"method": self.method, "backend": self.solver.backend.name, "dtype": str(self.problem.dtype)},
-        )
-
-    def _elapsed(self) -> float:
-        return time.perf_counter() - self.began
 
 
 def solve(X: Any, Y: Any = None, epsilon: float | None = None, **options: Any) -> Solution:

@@ -17,9 +17,9 @@ none do, every optimality condition holds, L / mu is dual feasible and the gap i
 
 Implementation
 --------------
-The neurons are solved by kernels/working_set.py, one a thread, BLAS held to one thread each. While inputs are missing
-the ball cannot be reached at the right mu, and a mu that follows it would run away: an unsettled round changes mu once,
-by a part of what the ball's equation asks for.
+The neurons are solved by kernels/active_set.py and kernels/path.py, one a thread, BLAS held to one thread each. While
+inputs are missing the ball cannot be reached at the right mu, and a mu that follows it would run away: an unsettled
+round changes mu once, by a part of what the ball's equation asks for.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ KEPT_BYTES = 256e6
 
 
 class _Neuron:
-    """A neuron's sets, matrices and present solution (see kernels/working_set.py for the names)."""
+    """A neuron's sets, matrices and present solution (see kernels/active_set.py for the names)."""
 
     def __init__(self, inputs: np.ndarray, samples: np.ndarray, w: np.ndarray, eta: np.ndarray):
         self.inputs, self.samples = inputs.astype(np.int64), samples.astype(np.int64)
@@ -146,7 +146,7 @@ class WorkingSet:
         # a start for the common ball serves the neurons' own, and their mean the common one
         mu = start.mu if start.mu.size == balls else np.full(balls, np.exp(np.log(start.mu).mean()))
         self.mu, self.gap = mu.astype(np.float64), 0.0 if start.warm else 1.0
-        self.joined, self.upcoming = self.N * self.M, self.mu
+        self.joined, self.upcoming, self.ball = self.N * self.M, self.mu, np.inf
         first = self.mu.copy()
         self._begin(start)
         rounds = min(MAX_ROUNDS, self.settings.max_iterations)
@@ -234,7 +234,7 @@ class WorkingSet:
 
     def _grow(self, m: int) -> None:
         """Matrices of the neuron's sets; what was known of G is kept."""
-        from nettrim.kernels import working_set as kernels
+        from nettrim.kernels import passes
 
         n = self.neurons[m]
         old, size = n.G.shape[0], n.inputs.size
@@ -244,11 +244,11 @@ class WorkingSet:
             else:
                 G = np.empty((size, size))
                 G[:old, :old] = n.G
-                kernels.gather_products(self.X, self.inside[m], n.inputs, old, G)
+                passes.gather_products(self.X, self.inside[m], n.inputs, old, G)
                 n.G = G
         if n.A.shape != (size, n.samples.size):
             n.A = np.empty((size, n.samples.size))
-            kernels.gather_columns(self.X, n.inputs, n.samples, n.A)
+            passes.gather_columns(self.X, n.inputs, n.samples, n.A)
 
     def _gram(self) -> np.ndarray:
         """X X^T of a linear layer, the same for all neurons."""
@@ -263,7 +263,7 @@ class WorkingSet:
     # the neurons
 
     def _solve(self, m: int, mu: float, tol: float, attempts: int) -> None:
-        from nettrim.kernels import working_set as kernels
+        from nettrim.kernels import active_set, path, systems
 
         if self.stopped():
             return
@@ -275,7 +275,7 @@ class WorkingSet:
         b, C, v, yy = self.b[n.inputs, m], self.C[n.inputs, m], self._bounds(m, n.samples), float(self.squares[m])
 
         def exact(attempts: int) -> bool:
-            verified, systems, c, a = kernels.exact(
+            verified, systems, c, a = active_set.exact(
                 n.G, b, yy, C, n.A, v, mu, n.path_w, n.path_eta, n.w, n.eta, tol, self.level, attempts
             )
             self.counts["systems"] += systems
@@ -289,22 +289,22 @@ class WorkingSet:
             before = n.w.copy(), n.eta.copy()
             most = 10 * (n.w.size + n.eta.size) + 100
             # the unit stays, so that the inverse does
-            n.size = n.size or kernels.rms_norm(n.G, n.A)
+            n.size = n.size or systems.rms_norm(n.G, n.A)
             start = n.path_w, n.path_eta, n.w, n.eta
-            _, kinks, n.basis, n.inverse = kernels.follow(
+            _, kinks, n.basis, n.inverse = path.follow(
                 n.G, b, C, n.A, v, mu, *start, self.level, n.size, shift, n.basis, n.inverse, most
             )
             self.counts["kinks"] += kinks
             # w = 0, if the bounds allow it, costs ||y||^2 / 2: a path that ends above that has lost all digits
             most_cost = 0.5 * yy * (1 + 1e-6) if v.min(initial=0) >= 0 else np.finfo(float).max
-            if not mu * float(C @ np.abs(n.w)) + 0.5 * kernels.square(n.G, b, yy, n.w) <= most_cost:
+            if not mu * float(C @ np.abs(n.w)) + 0.5 * systems.square(n.G, b, yy, n.w) <= most_cost:
                 n.w, n.eta = before
                 n.basis, n.inverse = np.empty(0, np.int64), np.empty((0, 0))
             n.exact = exact(ATTEMPTS)
             if n.exact:
                 break
         if not n.exact:
-            n.c, n.a = kernels.settle(n.G, b, yy, n.A, mu, n.path_w, n.w, self.level)
+            n.c, n.a = active_set.settle(n.G, b, yy, n.A, mu, n.path_w, n.w, self.level)
 
     def _find_level(self, pool: ThreadPoolExecutor, settled: bool) -> bool:
         """Solve the neurons and move mu towards the ball; whether it was met. An unsettled round moves mu once."""
@@ -324,6 +324,7 @@ class WorkingSet:
             list(pool.map(lambda m, mu=mu, a=attempts: self._solve(m, mu[m], tol, a), todo.tolist()))
             q, c, a, zero = self._residuals(mu)
             reached = np.sqrt(q)
+            self.ball = float((reached / radii).max())
             # a ball that W = 0 does not fill asks nothing
             done = (np.abs(reached - radii) <= aim * radii) | (zero & (reached < radii))
             if done.all() or (settled and step + 1 == LEVELS) or self.stopped():
@@ -380,6 +381,12 @@ class WorkingSet:
         scale = (1 / mu).astype(loop.dtype)
         check = Check(k, objective, dual, gap, time.perf_counter() - began, W, lambda: Z * scale[:, None])
         check.violation = loop.relative_violation(rows, excess)
+        check.details = {
+            "inputs": sum(n.inputs.size for n in self.neurons),
+            "bounds": sum(n.samples.size for n in self.neurons),
+            "kinks": self.counts["kinks"],
+            "ball": self.ball,
+        }
         added = watched = 0
         for m, n in enumerate(self.neurons):
             over = np.abs(H[:, m]) - mu[m] * self.C[:, m] * (1 + 0.01 * self.settings.gap_tol)
@@ -392,13 +399,15 @@ class WorkingSet:
 
     def _judge(self, m: int, z: np.ndarray) -> tuple[np.ndarray, float, float]:
         """Turn a neuron's outputs into mu times its multipliers; samples to watch, squared residual and excess."""
-        from nettrim.kernels import working_set as kernels
+        from nettrim.kernels import passes
 
         n, loop = self.neurons[m], self.loop
         upper = loop.upper[0] if loop.upper.size == 1 else loop.upper[m]
-        samples, over, square, excess = kernels.judge_row(z, loop.target[m], loop.mask[m], upper, self.level)
+        samples, over, square, excess = passes.judge_row(z, loop.target[m], loop.mask[m], upper, self.level)
         z[n.samples] = n.eta
-        new = ~np.isin(samples, n.samples)
+        watched = np.zeros(z.size, bool)
+        watched[n.samples] = True
+        new = ~watched[samples]
         samples, over = samples[new], over[new]
         return samples[_worst(over, max(LEAST, n.samples.size))], square, excess
 

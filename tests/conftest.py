@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import warnings
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -15,7 +16,20 @@ hypothesis.settings.register_profile("long", max_examples=300, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("NETTRIM_HYPOTHESIS", "quick"))
 
 
+def forget_stale_kernels() -> None:
+    """Numba notices a changed kernel, but not that one which it calls, in another file, has changed."""
+    from nettrim import kernels
+
+    folder = Path(kernels.__file__).parent
+    compiled = [*folder.glob("__pycache__/*.nbi"), *folder.glob("__pycache__/*.nbc")]
+    newest = max(path.stat().st_mtime for path in folder.glob("*.py"))
+    if any(path.stat().st_mtime < newest for path in compiled):
+        for path in compiled:
+            path.unlink(missing_ok=True)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    forget_stale_kernels()
     # a shell starts background jobs with Ctrl-C ignored, which this process and its children would inherit
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

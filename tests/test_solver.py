@@ -239,6 +239,24 @@ def test_a_callback_may_stop():
     recomputed(problem, solution)
 
 
+def test_the_best_weights_are_returned_not_the_last():
+    """The state is spoilt just before the stop: the weights of the check before it are better, and come back."""
+
+    def callback(row):
+        if row["iteration"] == 80:
+            solver._state.T2 *= 3
+        return row["iteration"] == 100
+
+    problem = problem_of()
+    solver = nt.Solver(problem, callback=callback, gap_tol=1e-9, polish=False, method="admm")
+    solution = solver.solve()
+    assert solution.status == nt.Status.INTERRUPTED
+    before, last = solution.history[-2:]
+    assert abs(last["gap"]) > 10 * abs(before["gap"])
+    assert solution.certificate.objective == pytest.approx(before["objective"], rel=1e-9)
+    recomputed(problem, solution)
+
+
 def test_callback_rows_are_the_certificate():
     """Every check is seen, also the last; there the loop's estimates are what the certificate says of the iterate."""
     problem = problem_of()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 
 import numpy as np
@@ -10,10 +11,10 @@ from helpers import solve_tightly
 from hypothesis import example, given
 from hypothesis import strategies as st
 from instances import infeasible_with_ray, known_optimum, random_problem
-from nettrim.kernels import working_set as kernels
+from nettrim.kernels import active_set, passes, path, systems
 
 import nettrim as nt
-from nettrim import solver as solver_module
+from nettrim import run as run_module
 from nettrim.coarse import Start, coarse_start, work_ratio
 from nettrim.working_set import SHIFTS, WorkingSet
 
@@ -45,13 +46,13 @@ def optimality(G, b, C, A, v, mu, w, eta):
 def follow(problem, mu, w, eta, feasible=1e-12, shift=1e-9):
     G, b, _, C, A, v = problem
     n, k = A.shape
-    size, most = kernels.rms_norm(G, A), 50 * (n + k) + 100
+    size, most = systems.rms_norm(G, A), 50 * (n + k) + 100
     paths = np.zeros((2, n)), np.zeros((2, k))
     kept = np.empty(0, np.int64), np.empty((0, 0))
     total = 0
     for _ in range(3):
         # as the solver does: a path from the end of the last one is short, and mends what that one lost
-        arrived, kinks, *kept = kernels.follow(G, b, C, A, v, mu, *paths, w, eta, feasible, size, shift, *kept, most)
+        arrived, kinks, *kept = path.follow(G, b, C, A, v, mu, *paths, w, eta, feasible, size, shift, *kept, most)
         total += kinks
     return arrived, total
 
@@ -68,13 +69,13 @@ def test_products_are_gathered(rng, dtype, old):
     expected = expected @ expected.T
     G = np.full((75, 75), np.nan)
     G[:old, :old] = expected[:old, :old]
-    kernels.gather_products(X, index, rows, old, G)
+    passes.gather_products(X, index, rows, old, G)
     np.testing.assert_allclose(G, expected, rtol=1e-12, atol=1e-10)
 
 
 def test_products_of_no_samples_are_zero(rng):
     G = np.full((4, 4), np.nan)
-    kernels.gather_products(rng.standard_normal((6, 10)), np.zeros(0, int), np.arange(4), 0, G)
+    passes.gather_products(rng.standard_normal((6, 10)), np.zeros(0, int), np.arange(4), 0, G)
     np.testing.assert_array_equal(G, 0)
 
 
@@ -84,7 +85,7 @@ def test_a_row_is_judged(rng, constant):
     v = np.array([0.3]) if constant else rng.standard_normal(200)
     bound = np.broadcast_to(v, 200)
     row = z.copy()
-    samples, over, square, excess = kernels.judge_row(row, y, inside, v, 0.1)
+    samples, over, square, excess = passes.judge_row(row, y, inside, v, 0.1)
     expected = np.flatnonzero(~inside & (z - bound > 0.1))
     np.testing.assert_array_equal(samples, expected)
     np.testing.assert_allclose(over, (z - bound)[expected])
@@ -129,11 +130,11 @@ def test_the_affine_path_is_exact_until_the_sets_change(seed, log_mu):
     G, b, yy, C, A, v = problem
     w, eta = np.zeros(8), np.zeros(6)
     path_w, path_eta = np.zeros((2, 8)), np.zeros((2, 6))
-    size, kept = kernels.rms_norm(G, A), (np.empty(0, np.int64), np.empty((0, 0)))
-    _, _, *kept = kernels.follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, 1e-12, size, 1e-9, *kept, 500)
-    verified, systems, c, a = kernels.exact(G, b, yy, C, A, v, mu, path_w, path_eta, w, eta, 1e-8, 1e-9, 3)
+    size, kept = systems.rms_norm(G, A), (np.empty(0, np.int64), np.empty((0, 0)))
+    _, _, *kept = path.follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, 1e-12, size, 1e-9, *kept, 500)
+    verified, solved, c, a = active_set.exact(G, b, yy, C, A, v, mu, path_w, path_eta, w, eta, 1e-8, 1e-9, 3)
     assert verified
-    assert systems == 0
+    assert solved == 0
     assert optimality(G, b, C, A, v, mu, w, eta) < 1e-8
     # the residual's square, for this mu and a nearby one that needs no new system
     near = mu * (1 + 1e-7)
@@ -146,14 +147,14 @@ def test_a_kept_inverse_gives_the_same_path():
     """From mu to mu/2 with the inverse of the first path, and without; and a spoilt inverse is noticed."""
     problem = neuron(3, 12, 10, 60, "positive")
     G, b, _, C, A, v = problem
-    size, nothing = kernels.rms_norm(G, A), (np.empty(0, np.int64), np.empty((0, 0)))
+    size, nothing = systems.rms_norm(G, A), (np.empty(0, np.int64), np.empty((0, 0)))
     w, eta, paths = np.zeros(12), np.zeros(10), (np.zeros((2, 12)), np.zeros((2, 10)))
-    _, _, basis, inverse = kernels.follow(G, b, C, A, v, 2.0, *paths, w, eta, 1e-12, size, 1e-9, *nothing, 500)
+    _, _, basis, inverse = path.follow(G, b, C, A, v, 2.0, *paths, w, eta, 1e-12, size, 1e-9, *nothing, 500)
     assert basis.size > 3
     ends = []
     for kept in (nothing, (basis, inverse), (basis, 1.01 * inverse)):
         x, y = w.copy(), eta.copy()
-        arrived, *_ = kernels.follow(G, b, C, A, v, 1.0, *paths, x, y, 1e-12, size, 1e-9, *kept, 500)
+        arrived, *_ = path.follow(G, b, C, A, v, 1.0, *paths, x, y, 1e-12, size, 1e-9, *kept, 500)
         assert arrived
         ends.append(x)
     np.testing.assert_allclose(ends[1], ends[0], atol=1e-9)
@@ -163,7 +164,7 @@ def test_a_kept_inverse_gives_the_same_path():
 def test_a_wrong_guess_is_not_verified(rng):
     G, b, yy, C, A, v = neuron(0, 6, 4, 50, "positive")
     w, eta = np.ones(6), np.ones(4)
-    verified, *_ = kernels.exact(G, b, yy, C, A, v, 0.5, np.zeros((2, 6)), np.zeros((2, 4)), w, eta, 1e-8, 1e-9, 0)
+    verified, *_ = active_set.exact(G, b, yy, C, A, v, 0.5, np.zeros((2, 6)), np.zeros((2, 4)), w, eta, 1e-8, 1e-9, 0)
     assert not verified
     np.testing.assert_array_equal(w, 1)
     np.testing.assert_array_equal(eta, 1)
@@ -203,11 +204,11 @@ def test_a_path_gets_through_dependent_sets(seed):
     G, b, yy, C, A, v = problem
     mu, n, k = 0.02 * np.abs(b).max(), *A.shape
     paths, kept = (np.zeros((2, n)), np.zeros((2, k))), (np.empty(0, np.int64), np.empty((0, 0)))
-    size = kernels.rms_norm(G, A)
-    arrived, kinks, *_ = kernels.follow(G, b, C, A, v, mu, *paths, w, eta, 1e-6, size, SHIFTS[0], *kept, 2300)
+    size = systems.rms_norm(G, A)
+    arrived, kinks, *_ = path.follow(G, b, C, A, v, mu, *paths, w, eta, 1e-6, size, SHIFTS[0], *kept, 2300)
     assert arrived
     assert kinks < 1000
-    assert kernels.exact(G, b, yy, C, A, v, mu, *paths, w, eta, 1e-5, 1e-6, 3)[0]
+    assert active_set.exact(G, b, yy, C, A, v, mu, *paths, w, eta, 1e-5, 1e-6, 3)[0]
 
 
 # the method
@@ -333,6 +334,11 @@ def test_history_has_the_violation_of_every_round():
     assert [row["iteration"] for row in rows] == list(range(1, solution.iterations + 1))
     assert rows[-1]["violation"] == pytest.approx(solution.certificate.violation, abs=1e-9)
     assert rows[-1]["gap"] == pytest.approx(solution.certificate.gap, abs=1e-8)
+    # the sets grow, and hold the answer; the ball is met at the end
+    assert all(a["inputs"] <= b["inputs"] and a["kinks"] <= b["kinks"] for a, b in itertools.pairwise(rows))
+    assert rows[-1]["inputs"] >= np.count_nonzero(solution.W)
+    assert rows[-1]["bounds"] >= np.count_nonzero(solution.dual[~problem.mask])
+    assert rows[-1]["ball"] == pytest.approx(1, abs=1e-6)
 
 
 def test_a_callback_stops_it_and_a_further_solve_goes_on():
@@ -388,7 +394,7 @@ def test_infeasible_problems_are_proved(kind):
 def test_auto_takes_admm_where_it_is_expected_to_be_quicker(monkeypatch, caplog):
     problem = random_problem(np.random.default_rng(0), 20, 5, 120)
     assert nt.Solver(problem).solve().settings["method"] == "working_set"
-    monkeypatch.setattr(solver_module, "DENSE", -1.0)
+    monkeypatch.setattr(run_module, "DENSE", -1.0)
     with caplog.at_level(logging.INFO, logger="nettrim"):
         assert nt.Solver(problem).solve().settings["method"] == "admm"
     assert "dense" in caplog.text

@@ -6,7 +6,7 @@ from nettrim.backends.base import Backend
 
 __all__ = ["NAMES", "Backend", "get"]
 
-NAMES = ("auto", "numpy", "numba")
+NAMES = ("auto", "numpy", "numba", "cupy")
 
 
 def get(name: str, n_threads: int | None = None) -> Backend:
@@ -22,4 +22,8 @@ def get(name: str, n_threads: int | None = None) -> Backend:
         from nettrim.backends.numpy_ import NumpyBackend
 
         return NumpyBackend()
+    if name == "cupy":
+        from nettrim.backends.cupy_ import CupyBackend
+
+        return CupyBackend()
     raise ValueError(f"backend must be one of {', '.join(NAMES)}; got {name!r}")

@@ -17,6 +17,8 @@ class Backend(Protocol):
     """Functions a device supplies to :mod:`nettrim.admm` and :mod:`nettrim.operators`."""
 
     name: str
+    #: whether its arrays are NumPy's
+    on_host: bool
 
     def asarray(self, a: np.ndarray, dtype: Any) -> Array:
         """Move ``a`` to the device in ``dtype``; no copy when it already is there, contiguous, in that dtype."""
@@ -33,6 +35,9 @@ class Backend(Protocol):
     def cast(self, a: Array, dtype: Any) -> Array:
         """``a`` in ``dtype``; no copy when it already is."""
 
+    def moments(self, X: Array) -> np.ndarray:
+        """X X^T in float64 on the host."""
+
     def inverse(self, A: np.ndarray) -> Array:
         """Explicit inverse of the symmetric positive definite float64 ``A`` by Cholesky; ``A`` may be overwritten.
 
@@ -44,6 +49,12 @@ class Backend(Protocol):
 
     def ball_norms(self, T: Array, target: Array, mask: Array) -> Array:
         """Squared distance of each row of T to Y on Omega, shape (M,), float64."""
+
+    def ball_scale(self, T: Array, target: Array, mask: Array, radii: np.ndarray) -> Array:
+        """Factor by which the projection shrinks each row of T - Y on Omega, shape (M,), in the dtype of T.
+
+        `radii` has one entry for a ball around all rows, or one for each row's own.
+        """
 
     def project_relax(self, T: Array, target: Array, mask: Array, upper: Array, scale: Array, alpha: float) -> None:
         """In place ``T <- T - alpha Proj(T)``."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import lapack
 
-from nettrim.operators import mirror
+from nettrim.operators import mirror, moments
 
 __all__ = ["NumpyBackend", "soft_threshold"]
 
@@ -21,6 +21,7 @@ class NumpyBackend:
     """See :class:`nettrim.backends.base.Backend` for what each function promises."""
 
     name = "numpy"
+    on_host = True
 
     def asarray(self, a: np.ndarray, dtype: Any) -> np.ndarray:
         a = np.asarray(a, dtype=dtype)
@@ -52,6 +53,9 @@ class NumpyBackend:
     def cast(self, a, dtype):
         return a.astype(dtype, copy=False)
 
+    def moments(self, X: np.ndarray) -> np.ndarray:
+        return mirror(moments(X))
+
     def inverse(self, A: np.ndarray) -> np.ndarray:
         factor, info = lapack.dpotrf(A, lower=1, overwrite_a=1)
         if info == 0:
@@ -67,6 +71,14 @@ class NumpyBackend:
     def ball_norms(self, T, target, mask):
         D = np.where(mask, T - target, 0)
         return np.einsum("mp,mp->m", D, D, dtype=np.float64)
+
+    def ball_scale(self, T, target, mask, radii):
+        squares = self.ball_norms(T, target, mask)
+        if radii.size == 1:
+            squares = squares.sum(keepdims=True)
+        norms = np.sqrt(squares)
+        scale = np.divide(radii, norms, out=np.ones_like(norms), where=norms > radii)
+        return scale.astype(T.dtype).repeat(len(T) // scale.size)
 
     def project_relax(self, T, target, mask, upper, scale, alpha):
         projection = np.where(mask, target + scale[:, None] * (T - target), np.minimum(T, upper))

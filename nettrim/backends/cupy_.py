@@ -1,0 +1,202 @@
+"""The GPU backend: CuPy's cuBLAS and cuSOLVER around the CUDA kernels of kernels/cuda.
+
+Work goes to CuPy's current stream. Nothing waits for the device between checks: the ball's norm stays there, in a fixed
+order of summation, and so do the shrink factors that follow from it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+__all__ = ["CupyBackend"]
+
+#: threads of a block, packs of 16 bytes that a thread handles, and blocks of a row at most
+THREADS, PACKS, PIECES = 256, 4, 64
+#: rows of a grid at most
+ROWS = 65535
+#: bytes of a float64 copy of the inputs, when their moments are summed
+CHUNK_BYTES = 1 << 28
+#: by dtype, the names of the kernels for packs of 16 bytes and for single entries
+_SUFFIX = {np.dtype(np.float32): ("float", 4), np.dtype(np.float64): ("double", 2)}
+
+
+def _cupy() -> Any:
+    try:
+        import cupy
+        import cupy.cublas
+    except ImportError as error:
+        raise ImportError(
+            'backend="cupy" needs CuPy: pip install nettrim[cuda12] or nettrim[cuda13], for your CUDA version'
+        ) from error
+    return cupy
+
+
+@cache
+def _module(device: int) -> Any:
+    """The compiled kernels on a device. CuPy keeps what it has compiled on disk."""
+    folder = resources.files("nettrim.kernels") / "cuda"
+    with resources.as_file(folder) as path:
+        source = (path / "admm.cu").read_text()
+        return _cupy().RawModule(code=source, options=("--std=c++17", f"-I{path}"))
+
+
+class CupyBackend:
+    """See :class:`nettrim.backends.base.Backend` for what each function promises.
+
+    Raises
+    ------
+    ImportError
+        CuPy is not installed.
+    RuntimeError
+        There is no usable GPU, or its float32 products are rounded to TF32.
+    """
+
+    name = "cupy"
+    on_host = False
+
+    def __init__(self) -> None:
+        cp = self.cp = _cupy()
+        try:
+            device = cp.cuda.Device()
+            self._kernels = _module(device.id)
+        except cp.cuda.runtime.CUDARuntimeError as error:
+            raise RuntimeError(f'backend="cupy" found no usable GPU: {error}. Use backend="numba".') from error
+        self._radii: tuple[np.ndarray, Any] | None = None
+        self._assert_float32()
+
+    def _assert_float32(self) -> None:
+        """TF32 keeps 10 bits of a factor: the ball would be violated by some per cent."""
+        ones = self.cp.ones((256, 256), np.float32)
+        exact = 1 + 2.0**-12
+        if float(self.product(ones * np.float32(exact), ones)[0, 0]) != 256 * exact:
+            raise RuntimeError(
+                "float32 products are rounded to TF32 on this GPU: unset NVIDIA_TF32_OVERRIDE and CUPY_TF32"
+            )
+
+    # arrays
+
+    def asarray(self, a: Any, dtype: Any) -> Any:
+        a = self.cp.asarray(a, dtype=dtype)
+        return a if a.flags.c_contiguous or a.flags.f_contiguous else self.cp.ascontiguousarray(a)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        return self.cp.zeros(shape, dtype)
+
+    def copy(self, a: Any) -> Any:
+        return a.copy()
+
+    def to_host(self, a: Any) -> np.ndarray:
+        return self.cp.asnumpy(a)
+
+    def cast(self, a: Any, dtype: Any) -> Any:
+        return a.astype(dtype, copy=False)
+
+    # linear algebra
+
+    def product(self, A: Any, B: Any, out: Any = None, alpha: float = 1.0, beta: float = 0.0) -> Any:
+        if out is None:
+            out = self.cp.empty((A.shape[0], B.shape[1]), A.dtype)
+            beta = 0.0
+        return self.cp.cublas.gemm("N", "N", A, B, out=out, alpha=alpha, beta=beta)
+
+    def moments(self, X: Any) -> np.ndarray:
+        N, P = X.shape
+        total = self.cp.zeros((N, N), np.float64)
+        step = max(1, CHUNK_BYTES // (8 * N))
+        for p in range(0, P, step):
+            chunk = self.cp.ascontiguousarray(X[:, p : p + step]).astype(np.float64, copy=False)
+            self.product(chunk, chunk.T, total, 1.0, 1.0)
+        return self.to_host(total)
+
+    def inverse(self, A: np.ndarray) -> Any:
+        import cupyx
+        from cupyx.scipy.linalg import solve_triangular
+
+        # without this, cuSOLVER's failures pass in silence
+        with cupyx.errstate(linalg="raise"):
+            L = self.cp.linalg.cholesky(self.cp.asarray(A))
+            half = solve_triangular(L, self.cp.eye(A.shape[0]), lower=True)
+        return self.product(half.T, half)
+
+    def norm(self, a: Any) -> float:
+        return float(self.cp.sqrt(self.cp.square(a, dtype=np.float64).sum()))
+
+    # passes
+
+    def ball_norms(self, T: Any, target: Any, mask: Any) -> Any:
+        return self._sums("ball_norms", T, (T, target, mask), 1)[:, 0]
+
+    def ball_scale(self, T: Any, target: Any, mask: Any, radii: np.ndarray) -> Any:
+        squares = self._sums("ball_norms", T, (T, target, mask), 1)
+        if self._radii is None or self._radii[0] is not radii:
+            self._radii = radii, self.cp.asarray(radii, dtype=np.float64)
+        scale = self.cp.empty(T.shape[0], T.dtype)
+        arguments = squares, self._radii[1], np.int32(radii.size == 1), scale, np.int64(T.shape[0])
+        self._launch(f"ball_scale_{_SUFFIX[T.dtype][0]}", (1,), arguments)
+        return scale
+
+    def project_relax(self, T: Any, target: Any, mask: Any, upper: Any, scale: Any, alpha: float) -> None:
+        arrays = T, target, mask, upper, np.int32(upper.size == 1), scale, T.dtype.type(alpha)
+        self._rows("project_relax", T, arrays)
+
+    def soft_relax(self, T2: Any, threshold: Any, alpha: float) -> None:
+        (N, M), (rows, columns) = T2.shape, threshold.shape
+        threshold = self.cp.ascontiguousarray(threshold)
+        steps = np.int64(columns if rows > 1 else 0), np.int64(columns > 1)
+        blocks = min(max(1, -(-N * M // (THREADS * 8))), ROWS)
+        arguments = self._contiguous(T2), threshold, *steps, T2.dtype.type(alpha), np.int64(N), np.int64(M)
+        self._launch(f"soft_relax_{_SUFFIX[T2.dtype][0]}", (blocks,), arguments)
+
+    def multiplier_sums(self, Q: Any, target: Any, mask: Any, upper: Any) -> np.ndarray:
+        arrays = Q, target, mask, upper, np.int32(upper.size == 1)
+        return self.to_host(self._sums("multiplier_sums", Q, arrays, 3))
+
+    def violation_sums(self, Z: Any, target: Any, mask: Any, upper: Any) -> np.ndarray:
+        arrays = Z, target, mask, upper, np.int32(upper.size == 1)
+        return self.to_host(self._sums("violation_sums", Z, arrays, 3, largest=True))
+
+    def residual_sums(self, T: Any, Z: Any, target: Any, mask: Any, upper: Any, scale: Any) -> np.ndarray:
+        arrays = T, Z, target, mask, upper, np.int32(upper.size == 1), scale
+        return self.to_host(self._sums("residual_sums", T, arrays, 3))
+
+    # launches
+
+    def _sums(self, kernel: str, like: Any, arguments: tuple, columns: int, largest: bool = False) -> Any:
+        """(M, columns) sums on the device: blocks write partial ones, which are added in order."""
+        M = like.shape[0]
+        pieces = self._pieces(like)
+        partial, out = self.cp.empty((M, pieces, columns), np.float64), self.cp.empty((M, columns), np.float64)
+        self._rows(kernel, like, (*arguments, partial))
+        blocks = -(-M * columns // THREADS)
+        final = partial, np.int32(pieces), np.int32(columns), np.int32(largest), out, np.int64(M)
+        self._launch("collect", (blocks,), final)
+        return out
+
+    def _pieces(self, like: Any) -> int:
+        """Blocks of a row; a function of the shape alone, so that sums repeat bit for bit."""
+        width = _SUFFIX[like.dtype][1]
+        return int(min(PIECES, max(1, -(-like.shape[1] // (THREADS * PACKS * width)))))
+
+    def _rows(self, kernel: str, like: Any, arguments: tuple) -> None:
+        """Run a kernel on the rows of M x P arrays, 16 bytes at a time where all of them allow it."""
+        name, width = _SUFFIX[like.dtype]
+        M, P = like.shape
+        arrays = [self._contiguous(a) for a in arguments if getattr(a, "shape", ()) == like.shape]
+        # an entry of the mask is a byte: its packs are of `width` bytes
+        if P % width or any(a.data.ptr % (width * a.itemsize) for a in arrays):
+            width = 1
+        grid = self._pieces(like), min(M, ROWS)
+        self._launch(f"{kernel}_{name}_{width}", grid, (*arguments, np.int64(M), np.int64(P)))
+
+    def _launch(self, kernel: str, grid: tuple[int, ...], arguments: tuple) -> None:
+        self._kernels.get_function(kernel)(grid, (THREADS,), arguments)
+
+    @staticmethod
+    def _contiguous(a: Any) -> Any:
+        if not a.flags.c_contiguous:
+            raise ValueError("kernels need row-major arrays")
+        return a

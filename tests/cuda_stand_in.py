@@ -1,0 +1,159 @@
+"""A stand-in for CuPy on the CPU: NumPy arrays that refuse to mix with the host's, and the real kernels, by g++.
+
+kernels/cuda/admm.cu is compiled with tests/cuda_host.h, which runs a block as one thread; launches loop over blocks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import shutil
+import subprocess
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+
+HERE = Path(__file__).parent
+CUDA = HERE.parent / "kernels" / "cuda"
+
+
+def compile_for_host(folder: Path) -> ctypes.CDLL:
+    """The kernels as a shared library; without contraction, so that results are NumPy's bit for bit."""
+    library = folder / "admm.so"
+    command = ["g++", "-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    command += ["-x", "c++", "-include", str(HERE / "cuda_host.h"), "-o", str(library), str(CUDA / "admm.cu")]
+    subprocess.run(command, check=True)
+    return ctypes.CDLL(str(library))
+
+
+def has_compiler() -> bool:
+    return shutil.which("g++") is not None
+
+
+class _Index(ctypes.Structure):
+    _fields_ = [("x", ctypes.c_uint), ("y", ctypes.c_uint), ("z", ctypes.c_uint)]
+
+
+_SCALARS = {
+    np.int32: ctypes.c_int,
+    np.int64: ctypes.c_longlong,
+    np.float32: ctypes.c_float,
+    np.float64: ctypes.c_double,
+}
+
+
+class DeviceArray(np.ndarray):
+    """As on a device: NumPy functions, and operations with host arrays, raise."""
+
+    @property
+    def data(self) -> Any:
+        return types.SimpleNamespace(ptr=self.ctypes.data)
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
+        arrays = [a for a in (*inputs, *(out or ())) if isinstance(a, np.ndarray)]
+        if not all(isinstance(a, DeviceArray) for a in arrays):
+            raise TypeError(f"numpy.{ufunc.__name__} mixes host and device arrays")
+        plain = [a.view(np.ndarray) if isinstance(a, DeviceArray) else a for a in inputs]
+        if out is not None:
+            kwargs["out"] = tuple(a.view(np.ndarray) for a in out)
+        result = getattr(ufunc, method)(*plain, **kwargs)
+        return out[0] if out is not None else device(result)
+
+    def __array_function__(self, function, kinds, args, kwargs):
+        raise TypeError(f"numpy.{function.__name__} on a device array")
+
+
+def device(a: Any) -> Any:
+    return np.asarray(a).view(DeviceArray) if isinstance(a, (np.ndarray, np.generic)) else a
+
+
+def host(a: DeviceArray) -> np.ndarray:
+    if not isinstance(a, DeviceArray):
+        raise TypeError(f"not on the device: {type(a).__name__}")
+    return a.view(np.ndarray)
+
+
+class Module:
+    """`RawModule`: checks its source and options, and runs what g++ made of it."""
+
+    library: ctypes.CDLL
+
+    def __init__(self, code: str, options: tuple[str, ...]):
+        assert code == (CUDA / "admm.cu").read_text()
+        assert any(option.startswith("-I") and (Path(option[2:]) / "prox.cuh").exists() for option in options)
+
+    def get_function(self, name: str):
+        kernel = getattr(self.library, name)
+        index, size = (_Index.in_dll(self.library, symbol) for symbol in ("blockIdx", "gridDim"))
+
+        def launch(grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple) -> None:
+            assert all(n >= 1 for n in (*grid, *block))
+            size.x, size.y = grid[0], grid[1] if len(grid) > 1 else 1
+            converted = []
+            for a in arguments:
+                if isinstance(a, DeviceArray):
+                    assert a.flags.c_contiguous
+                    converted.append(ctypes.c_void_p(a.ctypes.data))
+                else:
+                    converted.append(_SCALARS[type(a)](a.item()))
+            for index.y, index.x in itertools.product(range(size.y), range(size.x)):
+                kernel(*converted)
+
+        return launch
+
+
+class RuntimeFailure(RuntimeError):
+    """`cupy.cuda.runtime.CUDARuntimeError`."""
+
+
+def gemm(transa: str, transb: str, a: Any, b: Any, out: Any, alpha: float = 1.0, beta: float = 0.0) -> Any:
+    assert (transa, transb) == ("N", "N")
+    assert a.dtype == b.dtype == out.dtype
+    result = alpha * (host(a) @ host(b))
+    host(out)[...] = result + beta * host(out) if beta else result
+    return out
+
+
+def modules_of(library: ctypes.CDLL) -> dict[str, types.ModuleType]:
+    """Modules to put into ``sys.modules``."""
+    module = type("RawModule", (Module,), {"library": library})
+    cupy, cupyx = types.ModuleType("cupy"), types.ModuleType("cupyx")
+    cupy.RawModule = module
+    cupy.ndarray = DeviceArray
+    cupy.asarray = lambda a, dtype=None: device(np.array(a, dtype=dtype, copy=None, order="K"))
+    cupy.asnumpy = lambda a: host(a).copy()
+    for make in (np.ones, np.zeros, np.empty, np.eye):
+        setattr(cupy, make.__name__, lambda *args, make=make: device(make(*args)))
+    cupy.ascontiguousarray = lambda a: device(np.ascontiguousarray(host(a)))
+    cupy.square = lambda a, dtype: device(np.square(host(a), dtype=dtype))
+    cupy.sqrt = lambda a: device(np.sqrt(host(a)))
+    cupy.cublas = types.ModuleType("cupy.cublas")
+    cupy.cublas.gemm = gemm
+    cupy.linalg = types.SimpleNamespace(cholesky=lambda a: device(np.linalg.cholesky(host(a))))
+    runtime = types.SimpleNamespace(CUDARuntimeError=RuntimeFailure)
+    cupy.cuda = types.SimpleNamespace(Device=lambda: types.SimpleNamespace(id=0), runtime=runtime)
+
+    class Errstate:
+        def __init__(self, linalg: str):
+            assert linalg == "raise"
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+    cupyx.errstate = Errstate
+    scipy_, linalg = types.ModuleType("cupyx.scipy"), types.ModuleType("cupyx.scipy.linalg")
+    linalg.solve_triangular = lambda a, b, lower: device(scipy.linalg.solve_triangular(host(a), host(b), lower=lower))
+    cupyx.scipy, scipy_.linalg = scipy_, linalg
+    return {
+        "cupy": cupy,
+        "cupy.cublas": cupy.cublas,
+        "cupyx": cupyx,
+        "cupyx.scipy": scipy_,
+        "cupyx.scipy.linalg": linalg,
+    }

@@ -1,0 +1,243 @@
+"""The GPU backend: its kernels and its control flow on the CPU, and the same tests on a GPU where there is one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import cuda_stand_in
+import numpy as np
+import pytest
+from instances import infeasible_with_ray, known_optimum, random_problem
+
+import nettrim as nt
+from nettrim import backends
+from nettrim.backends import cupy_
+
+REQUIRED = os.environ.get("NETTRIM_REQUIRE_GPU") == "1"
+
+
+def gpu_missing() -> str | None:
+    try:
+        import cupy
+
+        cupy.cuda.Device().compute_capability  # noqa: B018  raises without a device
+    except Exception as error:
+        return f"no GPU: {type(error).__name__}"
+    return None
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    if not cuda_stand_in.has_compiler():
+        pytest.skip("needs g++")
+    return cuda_stand_in.compile_for_host(tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture
+def stand_in(library, monkeypatch):
+    modules = cuda_stand_in.modules_of(library)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    cupy_._module.cache_clear()
+    yield modules["cupy"]
+    cupy_._module.cache_clear()
+
+
+@pytest.fixture(params=["stand-in", "gpu"])
+def be(request):
+    """The backend, on the CPU and on a GPU."""
+    if request.param == "stand-in":
+        request.getfixturevalue("stand_in")
+    elif reason := gpu_missing():
+        pytest.fail(reason) if REQUIRED else pytest.skip(reason)
+    return backends.get("cupy")
+
+
+def arrays(rng, M, P, dtype, constant):
+    T, Y, Z = (rng.standard_normal((M, P)).astype(dtype) for _ in range(3))
+    V = np.full((1, 1), 0.3, dtype) if constant else np.abs(rng.standard_normal((M, P))).astype(dtype)
+    return T, np.maximum(Y, 0), Z, Y > 0, V
+
+
+SHAPES = [(1, 1), (3, 7), (4, 64), (5, 2050), (2, 9001), (130, 5)]
+
+
+@pytest.mark.parametrize("constant", [True, False], ids=["one bound", "bounds"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_passes(be, rng, dtype, shape, constant):
+    """Every pass is the numpy backend's, on rows that are and are not multiples of 16 bytes."""
+    plain = backends.get("numpy")
+    T, Y, Z, mask, V = arrays(rng, *shape, dtype, constant)
+    t, y, z, inside, v = (be.asarray(a, a.dtype) for a in (T, Y, Z, mask, V))
+    close = {"rtol": 1e-12, "atol": 1e-12} if dtype == np.float64 else {"rtol": 2e-6, "atol": 1e-6}
+    np.testing.assert_allclose(be.to_host(be.ball_norms(t, y, inside)), plain.ball_norms(T, Y, mask), rtol=1e-6)
+    np.testing.assert_allclose(be.multiplier_sums(t, y, inside, v), plain.multiplier_sums(T, Y, mask, V), **close)
+    np.testing.assert_allclose(be.violation_sums(z, y, inside, v), plain.violation_sums(Z, Y, mask, V), **close)
+    for radii in (np.array([0.5]), np.linspace(0.1, 1e3, shape[0])):
+        scale, expected = be.ball_scale(t, y, inside, radii), plain.ball_scale(T, Y, mask, radii)
+        assert expected.dtype == dtype
+        np.testing.assert_allclose(be.to_host(scale), expected, rtol=1e-6)
+        np.testing.assert_allclose(
+            be.residual_sums(t, z, y, inside, v, scale), plain.residual_sums(T, Z, Y, mask, V, expected), **close
+        )
+        a, b = be.copy(t), T.copy()
+        be.project_relax(a, y, inside, v, scale, 1.7)
+        plain.project_relax(b, Y, mask, V, expected, 1.7)
+        np.testing.assert_allclose(be.to_host(a), b, **close)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (6, 4), (6, 1)], ids=["one", "each", "rows"])
+def test_soft_threshold(be, rng, dtype, shape):
+    B, C = rng.standard_normal((6, 4)).astype(dtype), rng.uniform(0, 1, shape).astype(dtype)
+    b, expected = be.asarray(B.copy(), dtype), B.copy()
+    be.soft_relax(b, be.asarray(C, dtype), 1.7)
+    backends.get("numpy").soft_relax(expected, C, 1.7)
+    np.testing.assert_allclose(be.to_host(b), expected, rtol=1e-6, atol=1e-7)
+
+
+def edges(dtype):
+    """Zeros of both signs, the smallest and largest numbers, infinities, NaN."""
+    info = np.finfo(dtype)
+    values = [0.0, 1.0, 1.5, info.eps, info.tiny, info.smallest_subnormal, info.max, np.inf]
+    return np.array([*values, *(-x for x in values), np.nan], dtype)
+
+
+def test_edge_cases_bit_for_bit(stand_in, dtype):
+    """The formulas of prox.cuh and the same ones in NumPy, with NaN passing through."""
+    be, values = backends.get("cupy"), edges(dtype)
+    t, y, v = (a.ravel() for a in np.meshgrid(values, values[np.isfinite(values)], values[values >= 0]))
+    one, half, alpha = dtype(1), dtype(0.5), dtype(1.75)
+    bits = np.uint32 if dtype == np.float32 else np.uint64
+    for inside in (True, False):
+        mask = np.full((1, t.size), inside)
+        a = be.asarray(t[None].copy(), dtype)
+        scale = be.asarray(np.array([half]), dtype)
+        be.project_relax(
+            a, be.asarray(y[None], dtype), be.asarray(mask, bool), be.asarray(v[None], dtype), scale, alpha
+        )
+        with np.errstate(all="ignore"):
+            ball = (one - alpha * half) * t - alpha * (one - half) * y
+            expected = ball if inside else t - alpha * np.where(t > v, v, t)
+        # the sign and payload of a NaN are the processor's business
+        np.testing.assert_array_equal(np.isnan(be.to_host(a)[0]), np.isnan(expected))
+        known = ~np.isnan(expected)
+        np.testing.assert_array_equal(be.to_host(a)[0][known].view(bits), expected[known].view(bits))
+    b, k = (x.ravel() for x in np.meshgrid(values, values[values >= 0]))
+    a = be.asarray(b[None].copy(), dtype)
+    be.soft_relax(a, be.asarray(k[None], dtype), one)
+    with np.errstate(all="ignore"):
+        positive = [np.where(x <= 0, dtype(0), x) for x in (b - k, -b - k)]
+        expected = b - one * (positive[0] - positive[1])
+    known = ~np.isnan(expected)
+    np.testing.assert_array_equal(np.isnan(be.to_host(a)[0]), ~known)
+    np.testing.assert_array_equal(be.to_host(a)[0][known].view(bits), expected[known].view(bits))
+
+
+def test_infinite_bounds_never_bind(be, dtype):
+    q, y = be.asarray(np.array([[1.0, 2.0]]), dtype), be.asarray(np.zeros((1, 2)), dtype)
+    mask, v = be.asarray(np.array([[False, False]]), bool), be.asarray(np.array([[np.inf, 3.0]]), dtype)
+    np.testing.assert_array_equal(be.multiplier_sums(q, y, mask, v), [[0, 0, 6]])
+
+
+def test_products_and_inverse(be, rng, dtype):
+    A, B, C = (rng.standard_normal(s).astype(dtype) for s in ((5, 7), (9, 7), (5, 9)))
+    a, b, c = (be.asarray(x, dtype) for x in (A, B, C))
+    out = be.product(a, b.T, c, 2.0, 0.5)
+    assert out is c
+    np.testing.assert_allclose(be.to_host(c), 2 * A @ B.T + 0.5 * C, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(be.to_host(be.product(a.T, c)), A.T @ be.to_host(c), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(be.moments(a), A.astype(np.float64) @ A.T, rtol=1e-12)
+    S = A.astype(np.float64) @ A.T + np.eye(5)
+    np.testing.assert_allclose(be.to_host(be.inverse(S.copy())), np.linalg.inv(S), atol=1e-12)
+    assert be.norm(a) == pytest.approx(np.linalg.norm(A), rel=1e-6)
+
+
+def test_a_singular_system_raises(be):
+    with pytest.raises(np.linalg.LinAlgError):
+        be.inverse(-np.eye(3))
+
+
+KINDS = {
+    "relu": {},
+    "linear": {"linear": True},
+    "neuronwise": {"neuronwise": True},
+    "bias free": {"weights": "rows"},
+    "bounds": {"bound": "array"},
+    "more inputs than samples": {"wide": True},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_solve(be, kind):
+    """The same answer as on the CPU, certified."""
+    options = dict(KINDS[kind])
+    size = (40, 4, 25) if options.pop("wide", False) else (12, 5, 200)
+    problem = random_problem(np.random.default_rng(2), *size, **options)
+    solution = nt.Solver(problem, backend="cupy", gap_tol=1e-5).solve()
+    other = nt.Solver(problem, backend="numpy", method="admm", polish=False, gap_tol=1e-5).solve()
+    assert solution.status == other.status == nt.Status.SOLVED
+    assert solution.settings["method"] == "admm"
+    assert solution.settings["backend"] == "cupy"
+    assert type(solution.W) is np.ndarray
+    assert solution.certificate.objective == pytest.approx(other.certificate.objective, rel=3e-5)
+    assert nt.certify(problem, solution.W, solution.dual) == solution.certificate
+
+
+def test_warm_starts_and_known_optimum(be):
+    instance = known_optimum(np.random.default_rng(3), 30, 4, 200)
+    solver = nt.Solver(instance.problem, backend="cupy", gap_tol=1e-5)
+    first = solver.solve()
+    assert first.certificate.objective == pytest.approx(instance.objective, rel=2e-5)
+    assert solver.solve().iterations < first.iterations
+
+
+def test_infeasible(be):
+    problem = infeasible_with_ray(np.random.default_rng(0), "outputs").problem
+    solution = nt.Solver(problem, backend="cupy").solve()
+    assert solution.status == nt.Status.INFEASIBLE
+    assert nt.verify_ray(problem, solution.ray) > 0
+
+
+def test_working_sets_are_refused(be):
+    problem = random_problem(np.random.default_rng(2), 12, 5, 60)
+    with pytest.raises(ValueError, match="working_set.*CPU"):
+        nt.Solver(problem, backend="cupy", method="working_set")
+
+
+def test_rounded_products_are_refused(stand_in, monkeypatch):
+    """TF32 drops the last 13 bits of a factor."""
+
+    def rounded(transa, transb, a, b, out, alpha=1.0, beta=0.0):
+        short = ((cuda_stand_in.host(x).view(np.uint32) >> 13 << 13).view(np.float32) for x in (a, b))
+        return cuda_stand_in.gemm(transa, transb, *map(cuda_stand_in.device, short), out, alpha, beta)
+
+    monkeypatch.setattr(stand_in.cublas, "gemm", rounded)
+    with pytest.raises(RuntimeError, match="TF32"):
+        backends.get("cupy")
+
+
+def test_no_cupy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    cupy_._module.cache_clear()
+    with pytest.raises(ImportError, match=r"nettrim\[cuda12\]"):
+        backends.get("cupy")
+
+
+def test_no_gpu(stand_in, monkeypatch):
+    def missing():
+        raise cuda_stand_in.RuntimeFailure("cudaErrorNoDevice")
+
+    monkeypatch.setattr(stand_in.cuda, "Device", missing)
+    with pytest.raises(RuntimeError, match="no usable GPU.*numba"):
+        backends.get("cupy")
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+def test_nvcc(tmp_path, architecture):
+    command = ["nvcc", "-std=c++17", f"-arch={architecture}", "-cubin", "-Werror", "all-warnings"]
+    command += ["-o", str(tmp_path / "admm.cubin"), str(cuda_stand_in.CUDA / "admm.cu")]
+    subprocess.run(command, check=True)
