@@ -3,8 +3,7 @@
 The linear term on the support, the costs of inputs that want to enter and the bounds that are violated start where the
 present weights are optimal (see active_set.py for the program) and move linearly to their values. The solution is
 piecewise linear in between; at each kink one input or one bound enters or leaves the basis, and the inverse of its
-system is updated by rank one. So the path arrives from anywhere, at a price in proportion to the changes. Of the
-inverse, which is symmetric, the lower triangle is kept: an update is limited by memory.
+system is updated by rank one. So the path arrives from anywhere, at a price in proportion to the changes.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from nettrim.kernels.systems import (
     outputs,
     refine,
     spread,
-    symmetric_product,
     system,
 )
 
@@ -51,7 +49,7 @@ def _reuse(G, A, n, shift, basis, position, m, kept, kept_inverse, inverse):
         q = kept[r] if kept[r] >= 0 else n - 1 - kept[r]
         basis[r], position[q] = q, r
     for r in range(m):
-        for s in range(r + 1):
+        for s in range(m):
             inverse[r, s] = kept_inverse[r, s]
     return accurate(system(G, A, n, basis, m, shift), inverse)
 
@@ -187,14 +185,12 @@ def _remove(which, basis, position, m, inverse, direction, most):
     position[which] = -1
     m -= 1
     if r != m:
-        # the last one takes its place, in the lower triangle
         basis[r] = basis[m]
         position[basis[r]] = r
-        for j in range(r):
+        for j in range(m + 1):
             inverse[r, j], inverse[m, j] = inverse[m, j], inverse[r, j]
-        for j in range(r + 1, m):
-            inverse[j, r], inverse[m, j] = inverse[m, j], inverse[j, r]
-        inverse[r, r], inverse[m, m] = inverse[m, m], inverse[r, r]
+        for j in range(m + 1):
+            inverse[j, r], inverse[j, m] = inverse[j, m], inverse[j, r]
     pivot = inverse[m, m]
     # also for what is not a number
     if not abs(pivot) < most:
@@ -203,7 +199,9 @@ def _remove(which, basis, position, m, inverse, direction, most):
     direction[r] = direction[m]
     for i in range(m):
         direction[i] -= along * inverse[m, i]
-        axpy(inverse[i], -inverse[m, i] / pivot, inverse[m], i + 1)
+        factor = inverse[i, m] / pivot
+        if factor != 0:
+            axpy(inverse[i], -factor, inverse[m], m)
     return True
 
 
@@ -213,7 +211,8 @@ def _insert(G, A, which, rate, shift, basis, position, m, inverse, direction, co
     n = G.shape[0]
     for r in range(m):
         column[r] = entry(G, A, n, basis[r], which, shift)
-    symmetric_product(inverse, column, m, u)
+    for r in range(m):
+        u[r] = dot(inverse[r], column, m)
     pivot = entry(G, A, n, which, which, shift) - dot(column, u, m)
     size = abs(pivot)
     # by quasi-definiteness at least the shift, with the sign of the diagonal
@@ -222,8 +221,11 @@ def _insert(G, A, which, rate, shift, basis, position, m, inverse, direction, co
     direction[m] = along
     for i in range(m):
         direction[i] -= along * u[i]
-        inverse[m, i] = -u[i] / pivot
-        axpy(inverse[i], -inverse[m, i], u, i + 1)
+        factor = u[i] / pivot
+        if factor != 0:
+            axpy(inverse[i], factor, u, m)
+        inverse[i, m] = -factor
+        inverse[m, i] = -factor
     inverse[m, m] = 1 / pivot
     basis[m], position[which] = which, m
     return size
@@ -278,7 +280,8 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, shift, k
             for r in range(m):
                 q = basis[r]
                 right[r] = -df[q] - sign[q] * dc[q] if q < n else dv[q - n]
-            symmetric_product(inverse, right, m, direction)
+            for r in range(m):
+                direction[r] = dot(inverse[r], right, m)
         total = 0.0
         for r in range(m):
             total += direction[r]

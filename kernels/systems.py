@@ -35,14 +35,6 @@ def axpy(y, a, x, n):
 
 
 @nb.njit(**OPTIONS)
-def symmetric_product(S, x, m, out):
-    """out = S x for a symmetric S of which the lower triangle is kept: half the memory is read."""
-    for i in range(m):
-        out[i] = dot(S[i], x, i + 1)
-        axpy(out, x[i], S[i], i)
-
-
-@nb.njit(**OPTIONS)
 def outputs(A, w, out):
     """out = A^T w."""
     for p in range(out.size):
@@ -143,28 +135,29 @@ def system(G, A, n, basis, m, shift):
 
 @nb.njit(**OPTIONS)
 def invert(K, inverse):
-    """Lower triangle of the inverse of K into the leading entries; whether there is one."""
+    """Inverse of K into the leading entries; whether there is one."""
     try:
         found = np.linalg.inv(K)
     except Exception:
         return False
-    for r in range(K.shape[0]):
-        for s in range(r + 1):
+    m = K.shape[0]
+    for r in range(m):
+        for s in range(m):
             inverse[r, s] = found[r, s]
     return True
 
 
 @nb.njit(**OPTIONS)
 def accurate(K, inverse):
-    """Whether the inverse, by its lower triangle, is one of K: times one vector, and back."""
+    """Whether the inverse, in the leading entries, is one of K: times one vector, and back."""
     m = K.shape[0]
-    x, y = np.empty(m), np.empty(m)
-    for s in range(m):
-        y[s] = spread(s)
-    symmetric_product(inverse, y, m, x)
+    x = np.zeros(m)
+    for r in range(m):
+        for s in range(m):
+            x[r] += inverse[r, s] * spread(s)
     for r in range(m):
         # also false for what is not a number
-        if not abs(dot(K[r], x, m) - y[r]) <= _ACCURATE:
+        if not abs(dot(K[r], x, m) - spread(r)) <= _ACCURATE:
             return False
     return True
 
@@ -173,24 +166,24 @@ def accurate(K, inverse):
 def refine(K, inverse, right, n, basis, w, e):
     """A step of iterative refinement of the basis' weights and multipliers, which solve K x = right."""
     m = K.shape[0]
-    x, rest, step = np.empty(m), np.empty(m), np.empty(m)
+    x, rest = np.empty(m), np.empty(m)
     for r in range(m):
         x[r] = w[basis[r]] if basis[r] < n else e[basis[r] - n]
     for r in range(m):
         rest[r] = right[r] - dot(K[r], x, m)
-    symmetric_product(inverse, rest, m, step)
     for r in range(m):
+        value = x[r] + dot(inverse[r], rest, m)
         if basis[r] < n:
-            w[basis[r]] = x[r] + step[r]
+            w[basis[r]] = value
         else:
-            e[basis[r] - n] = x[r] + step[r]
+            e[basis[r] - n] = value
 
 
 @nb.njit(**OPTIONS)
 def affine(G, b, C, A, bound, sign, basis, m, inverse, size, path_w, path_eta):
     """w0 - mu w1 and eta0 - mu eta1 on the basis, by the inverse and refinement on the system without shift."""
     n = b.size
-    right, x, y, step = np.empty(m), np.empty(m), np.empty(m), np.empty(m)
+    right, x, y = np.empty(m), np.empty(m), np.empty(m)
     K = system(G, A, n, basis, m, 0.0)
     for half in range(2):
         for r in range(m):
@@ -201,9 +194,8 @@ def affine(G, b, C, A, bound, sign, basis, m, inverse, size, path_w, path_eta):
                 right[r] = bound[q - n] if half == 0 else 0.0
             x[r], y[r] = 0.0, right[r]
         for _ in range(_REFINE):
-            symmetric_product(inverse, y, m, step)
             for r in range(m):
-                x[r] += step[r]
+                x[r] += dot(inverse[r], y, m)
             for r in range(m):
                 y[r] = right[r] - dot(K[r], x, m)
         for i in range(n):

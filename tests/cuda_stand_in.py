@@ -123,7 +123,10 @@ def modules_of(library: ctypes.CDLL) -> dict[str, types.ModuleType]:
     cupy, cupyx = types.ModuleType("cupy"), types.ModuleType("cupyx")
     cupy.RawModule = module
     cupy.ndarray = DeviceArray
-    cupy.asarray = lambda a, dtype=None: device(np.array(a, dtype=dtype, copy=None, order="K"))
+    # what is on the device already stays where it is, anything else is copied to it
+    cupy.asarray = lambda a, dtype=None: device(
+        np.array(a, dtype=dtype, copy=None if isinstance(a, DeviceArray) else True, order="K")
+    )
     cupy.asnumpy = lambda a: host(a).copy()
     for make in (np.ones, np.zeros, np.empty, np.eye):
         setattr(cupy, make.__name__, lambda *args, make=make: device(make(*args)))
