@@ -278,12 +278,24 @@ class Run:
         return holds
 
     def _certified_last(self, check: Check) -> bool:
-        """Certify the check's weights, and those of the best one if its gap was much smaller; the better stay."""
+        """Certify the check's weights, and those of the best check if its gap was much smaller; the better stay."""
         multiplier = check.multiplier()
         if self._certified(check.weights, multiplier):
             return True
-        better = self.best is not None and self.best[0] < BETTER * abs(check.gap)
-        return better and self._certified(self.best[1], multiplier, polished=True)
+        if self.best is not None and self.best[0] < BETTER * abs(check.gap):
+            last, self.found = self.found, None
+            if self._certified(self.best[1], multiplier):
+                return True
+            # by the best bound of any check: the last multipliers may be as bad as the last weights
+            dual = max(row["dual_bound"] for row in self.history)
+            if self._distance(last[2], dual) < self._distance(self.found[2], dual):
+                self.found = last
+        return False
+
+    def _distance(self, c: Certificate, dual: float) -> float:
+        """How far weights are from the tolerances, given a lower bound of the objective."""
+        gap = abs(c.objective - dual) / max(c.objective, abs(dual), 1e-300)
+        return max(gap / self.settings.gap_tol, c.violation / self.settings.feas_tol)
 
     def _try_proof(self) -> None:
         if not self.problem.compact:
