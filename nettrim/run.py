@@ -178,6 +178,8 @@ class Run:
             self.best = abs(check.gap), check.weights
         if abs(check.gap) <= self.margin * s.gap_tol:
             if self._violation(check.weights) <= self.margin * s.feas_tol:
+                # an earlier refused pair goes first: two multipliers would exceed the memory promise
+                self.found = None
                 if self._certified(check.weights, check.multiplier()):
                     return True
                 self.margin = max(0.5 * self.margin, 0.1)
@@ -279,6 +281,7 @@ class Run:
 
     def _certified_last(self, check: Check) -> bool:
         """Certify the check's weights, and those of the best check if its gap was much smaller; the better stay."""
+        self.found = None
         multiplier = check.multiplier()
         if self._certified(check.weights, multiplier):
             return True
