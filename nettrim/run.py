@@ -286,7 +286,7 @@ class Run:
         if self._certified(check.weights, multiplier):
             return True
         if self.best is not None and self.best[0] < BETTER * abs(check.gap):
-            last, self.found = self.found, None
+            last = self.found
             if self._certified(self.best[1], multiplier):
                 return True
             # by the best bound of any check: the last multipliers may be as bad as the last weights
