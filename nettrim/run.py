@@ -178,8 +178,7 @@ class Run:
             self.best = abs(check.gap), check.weights
         if abs(check.gap) <= self.margin * s.gap_tol:
             if self._violation(check.weights) <= self.margin * s.feas_tol:
-                # an earlier refused pair goes first: two multipliers would exceed the memory promise
-                self.found = None
+                self._forget()
                 if self._certified(check.weights, check.multiplier()):
                     return True
                 self.margin = max(0.5 * self.margin, 0.1)
@@ -279,9 +278,13 @@ class Run:
         self.seconds["certify"] += time.perf_counter() - began
         return holds
 
+    def _forget(self) -> None:
+        """Drop a refused pair before the next one is made: two multipliers would exceed the memory promise."""
+        self.found = None
+
     def _certified_last(self, check: Check) -> bool:
         """Certify the check's weights, and those of the best check if its gap was much smaller; the better stay."""
-        self.found = None
+        self._forget()
         multiplier = check.multiplier()
         if self._certified(check.weights, multiplier):
             return True

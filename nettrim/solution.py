@@ -281,7 +281,6 @@ def _dual_bound(problem: Problem, dual: np.ndarray) -> float:
         raise ValueError(f"dual must have the shape {view.dual_shape}; got {dual.shape}")
     if not np.isfinite(dual).all():
         raise ValueError("dual contains NaN or inf")
-    dual = dual.astype(np.float64)
     C = np.broadcast_to(problem.C.astype(np.float64), (problem.N, problem.M))
     linear, squares, H = view.multiplier(dual)
     free = np.flatnonzero((C == 0).any(1))
@@ -349,9 +348,11 @@ class _Samples:
         p = self.problem
         linear, squares, H = np.zeros(p.M), np.zeros(p.M), np.zeros((p.N, p.M))
         for X, Y, mask, V, s in self.chunks():
-            inside = dual[:, s] if shift is None else dual[:, s] + shift.T @ X
+            # all of it at once would be two more arrays of the size of Y in float32
+            part = dual[:, s].astype(np.float64)
+            inside = part if shift is None else part + shift.T @ X
             if mask is not None:
-                outside = np.where(mask | np.isinf(V), 0, np.maximum(dual[:, s], 0))
+                outside = np.where(mask | np.isinf(V), 0, np.maximum(part, 0))
                 linear += (outside * np.where(np.isinf(V), 0, V)).sum(1)
                 inside = np.where(mask, inside, 0)
                 H += X @ outside.T
@@ -395,6 +396,7 @@ class _Moments:
         self, dual: np.ndarray, shift: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Per row <L, Y> and ||L||^2, and X L^T."""
+        dual = dual.astype(np.float64)
         D, mu = (dual[:-1] if shift is None else dual[:-1] + shift), dual[-1]
         XX, XY, YY = self.gram.XX, self.gram.XY, self.gram.YY
         XD = XX @ D
