@@ -79,6 +79,7 @@ class Run:
         self.proof: Proof | None = None
 
     def solution(self) -> Solution:
+        """Run the method, and the other one if it hands over, and certify what comes of it."""
         p = self.problem
         if p.zero_is_feasible:
             shape = (p.N + 1, p.M) if p.compact else (p.M, p.P)

@@ -44,7 +44,12 @@ def public_names():
 
 OBJECTS = {name: (value, promised) for name, value, promised in public_names()}
 #: backends state once, in Backend, what their functions do
-SEAM = ("nettrim.backends.numpy_.NumpyBackend.", "nettrim.backends.numba_.NumbaBackend.", "nettrim.backends.base.")
+SEAM = (
+    "nettrim.backends.numpy_.NumpyBackend.",
+    "nettrim.backends.numba_.NumbaBackend.",
+    "nettrim.backends.cupy_.CupyBackend.",
+    "nettrim.backends.base.",
+)
 
 
 def parameters(value) -> list[str]:
