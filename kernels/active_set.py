@@ -172,20 +172,39 @@ def exact(G, b, yy, C, A, v, mu, path_w, path_eta, w, eta, tol, feasible, attemp
 
 
 @nb.njit(**OPTIONS)
-def settle(G, b, yy, A, mu, path_w, w, feasible):
-    """Tidy a neuron that is not exact: tiny weights become zero; (c, a) with ||residual||^2 = c + mu^2 a nearby."""
-    n = w.size
-    # near w = 0, what the distance of the bounds allows: outputs below the tolerance
-    largest = 0.0
-    for i in range(n):
-        for p in range(A.shape[1]):
-            largest = max(largest, abs(A[i, p]))
-    for i in range(n):
-        if abs(w[i]) * largest <= feasible:
-            w[i] = 0.0
+def optimal(G, b, C, A, v, mu, w, eta, tol, feasible):
+    """Whether w and eta themselves meet the optimality conditions within the tolerances."""
+    n, k = A.shape
+    signs, active = np.sign(w), eta > 0
+    path_w, path_eta = np.zeros((2, n)), np.zeros((2, k))
+    path_w[0], path_eta[0] = w, eta
+    same_w, same_eta, over, excess = np.empty(n), np.empty(k), np.empty(n), np.empty(k)
+    faults, _, _ = _judge(
+        G, b, C, A, v, mu, path_w, path_eta, signs, active, tol, feasible, same_w, same_eta, over, excess, False
+    )
+    return faults == 0
+
+
+@nb.njit(**OPTIONS)
+def nearby(G, b, yy, mu, path_w, w):
+    """(c, a) with ||X^T w - y||^2 = c + mu^2 a nearby, for weights that no path describes."""
     c = square(G, b, yy, w)
     # the slope of the path's last piece, where it makes sense
     a = quadratic(G, path_w[1], path_w[1])
     if not (np.isfinite(a) and 0 <= a * mu * mu <= c):
         a = 0.0
     return c - a * mu * mu, a
+
+
+@nb.njit(**OPTIONS)
+def tidy(A, w, feasible):
+    """w without the weights whose outputs are below the tolerance: near w = 0, what the bounds' distance allows."""
+    largest = 0.0
+    for i in range(w.size):
+        for p in range(A.shape[1]):
+            largest = max(largest, abs(A[i, p]))
+    out = w.copy()
+    for i in range(w.size):
+        if abs(w[i]) * largest <= feasible:
+            out[i] = 0.0
+    return out

@@ -51,7 +51,7 @@ def _reuse(G, A, n, shift, basis, position, m, kept, kept_inverse, inverse):
     for r in range(m):
         for s in range(m):
             inverse[r, s] = kept_inverse[r, s]
-    return accurate(system(G, A, n, basis, m, shift), inverse)
+    return accurate(G, A, basis, m, shift, inverse)
 
 
 @nb.njit(**OPTIONS)
@@ -336,20 +336,18 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, shift, k
             rate = -df[which] - sign[which] * dc[which] if which < n else dv[which - n]
             pivot = _insert(G, A, which, rate, shift, basis, position, m, inverse, direction, column, u)
             m += 1
-            if pivot < _DEPENDENT * size * size:
-                K = system(G, A, n, basis, m, shift)
-                if not accurate(K, inverse):
-                    if not invert(K, inverse):
-                        return False, step, nothing, no_inverse
-                    fresh = True
+            if pivot < _DEPENDENT * size * size and not accurate(G, A, basis, m, shift, inverse):
+                if not invert(system(G, A, n, basis, m, shift), inverse):
+                    return False, step, nothing, no_inverse
+                fresh = True
         if (step + 1) % _REFRESH == 0:
-            K = system(G, A, n, basis, m, shift)
-            if not accurate(K, inverse) and not invert(K, inverse):
-                return False, step, nothing, no_inverse
+            if not accurate(G, A, basis, m, shift, inverse):
+                if not invert(system(G, A, n, basis, m, shift), inverse):
+                    return False, step, nothing, no_inverse
             for r in range(m):
                 q = basis[r]
                 right[r] = b[q] + left * df[q] - sign[q] * cost[q] if q < n else at[q - n]
-            refine(K, inverse, right, n, basis, w, e)
+            refine(G, A, basis, m, shift, inverse, right, w, e)
             outputs(A, w, z)
             for p in range(k):
                 z[p] -= shift * e[p]

@@ -148,29 +148,58 @@ def invert(K, inverse):
 
 
 @nb.njit(**OPTIONS)
-def accurate(K, inverse):
-    """Whether the inverse, in the leading entries, is one of K: times one vector, and back."""
-    m = K.shape[0]
-    x = np.zeros(m)
+def times(G, A, basis, m, shift, x, out, w, e):
+    """out = K x for the basis' system K, from rows of G and A, without forming K; w (n) and e (k) are scratch."""
+    n, k = A.shape
+    w[:] = 0.0
+    e[:] = 0.0
+    bounds = False
     for r in range(m):
-        for s in range(m):
-            x[r] += inverse[r, s] * spread(s)
+        if basis[r] < n:
+            w[basis[r]] = x[r]
+        else:
+            e[basis[r] - n] = x[r]
+            bounds = True
+    for r in range(m):
+        i = basis[r]
+        if i < n:
+            out[r] = dot(G[i], w, n) + shift * x[r]
+            if bounds:
+                out[r] += dot(A[i], e, k)
+    if bounds:
+        outputs(A, w, e)
+        for r in range(m):
+            if basis[r] >= n:
+                out[r] = e[basis[r] - n] - shift * x[r]
+
+
+@nb.njit(**OPTIONS)
+def accurate(G, A, basis, m, shift, inverse):
+    """Whether the inverse, in the leading entries, is one of the basis' system: times one vector, and back."""
+    n, k = A.shape
+    x, y = np.empty(m), np.empty(m)
+    for r in range(m):
+        y[r] = spread(r)
+    for r in range(m):
+        x[r] = dot(inverse[r], y, m)
+    times(G, A, basis, m, shift, x, y, np.empty(n), np.empty(k))
     for r in range(m):
         # also false for what is not a number
-        if not abs(dot(K[r], x, m) - spread(r)) <= _ACCURATE:
+        if not abs(y[r] - spread(r)) <= _ACCURATE:
             return False
     return True
 
 
 @nb.njit(**OPTIONS)
-def refine(K, inverse, right, n, basis, w, e):
+def refine(G, A, basis, m, shift, inverse, right, w, e):
     """A step of iterative refinement of the basis' weights and multipliers, which solve K x = right."""
-    m = K.shape[0]
+    n, k = A.shape
     x, rest = np.empty(m), np.empty(m)
     for r in range(m):
         x[r] = w[basis[r]] if basis[r] < n else e[basis[r] - n]
+    times(G, A, basis, m, shift, x, rest, np.empty(n), np.empty(k))
     for r in range(m):
-        rest[r] = right[r] - dot(K[r], x, m)
+        rest[r] = right[r] - rest[r]
     for r in range(m):
         value = x[r] + dot(inverse[r], rest, m)
         if basis[r] < n:
@@ -182,9 +211,9 @@ def refine(K, inverse, right, n, basis, w, e):
 @nb.njit(**OPTIONS)
 def affine(G, b, C, A, bound, sign, basis, m, inverse, size, path_w, path_eta):
     """w0 - mu w1 and eta0 - mu eta1 on the basis, by the inverse and refinement on the system without shift."""
-    n = b.size
+    n, k = A.shape
     right, x, y = np.empty(m), np.empty(m), np.empty(m)
-    K = system(G, A, n, basis, m, 0.0)
+    w, e = np.empty(n), np.empty(k)
     for half in range(2):
         for r in range(m):
             q = basis[r]
@@ -193,14 +222,16 @@ def affine(G, b, C, A, bound, sign, basis, m, inverse, size, path_w, path_eta):
             else:
                 right[r] = bound[q - n] if half == 0 else 0.0
             x[r], y[r] = 0.0, right[r]
-        for _ in range(_REFINE):
+        for step in range(_REFINE):
             for r in range(m):
                 x[r] += dot(inverse[r], y, m)
-            for r in range(m):
-                y[r] = right[r] - dot(K[r], x, m)
+            if step + 1 < _REFINE:
+                times(G, A, basis, m, 0.0, x, y, w, e)
+                for r in range(m):
+                    y[r] = right[r] - y[r]
         for i in range(n):
             path_w[half, i] = 0.0
-        for p in range(bound.size):
+        for p in range(k):
             path_eta[half, p] = 0.0
         for r in range(m):
             q = basis[r]

@@ -206,17 +206,20 @@ class Loop:
         accept: Callable[[Check], bool],
         stopped: Callable[[], str | None],
         observe: Callable[[Check], str | None],
+        done: int = 0,
     ) -> str:
         """Iterate `state` in place until `accept` is true, or a limit; returns "accepted" or the name of the limit.
+
+        `done` iterations of the same solve have been made before; they count.
 
         `stopped` is asked at every iteration for a reason to stop; the iteration then ends with a check.
         `observe` sees every check and may give a reason to stop too.
         """
         be, alpha = self.backend, settings.relaxation
-        began, first = time.perf_counter(), state.iteration
+        began, first = time.perf_counter(), state.iteration - done
         adapt_at = iter(_schedule())
         # a warm start keeps the penalties it had found: the schedule goes on where it was
-        next_adapt = next(k for k in adapt_at if k > first)
+        next_adapt = next(k for k in adapt_at if k > state.iteration)
         while True:
             state.iteration += 1
             k = state.iteration - first

@@ -1,4 +1,4 @@
-"""First working sets, read off a few ADMM iterations on evenly spaced samples (see nettrim/working_set.py)."""
+"""First working sets, read off a few ADMM iterations, and the time they are likely to take (nettrim/working_set.py)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from nettrim.admm import Check, Factor, Loop
 from nettrim.operators import Dense
 from nettrim.settings import Settings
 
-__all__ = ["Start", "coarse_start", "work_ratio"]
+__all__ = ["Start", "coarse_start", "exact_work", "iteration_work", "iterations", "read_start"]
 
 #: samples of the coarse problem, its iterations at most, and the gap it is solved to
 SAMPLES, ITERATIONS, GAP = 1000, 150, 0.15
-#: active bounds a neuron may start with in any case
-LEAST_BOUNDS = 10
-#: `work_ratio`: final over coarse size of a neuron's system; flops of working sets per cube of it and per neuron;
+#: active bounds a neuron may start with: this part of the number of its weights, and this many in any case
+BOUNDS_PART, LEAST_BOUNDS = 3, 10
+#: flops of working sets per cube of a neuron's system and per neuron, from a start on a part of the samples, and its
+#: final size over that of this start; and the same from a start on all samples
+COARSE, FINE = (60.0, 3.4e8, 2.3), (10.0, 2.5e8, 1.1)
 #: iterations of ADMM at epsilon 0.1 and gap 1e-3, their growth per decade of the gap, and the price of a float32 flop
-GROWTH, CUBE, NEURON, ADMM, DECADE, SINGLE = 1.8, 60.0, 3.4e8, 300.0, 3.0, 0.57
-#: flops of working sets (some tenths of a second) below which there is nothing to choose
-NOTHING = 2e10
+ADMM, DECADE, SINGLE = 300.0, 3.0, 0.57
 
 
 @dataclass
@@ -50,7 +50,7 @@ def coarse_start(loop: Loop, stopped: Callable[[], str | None]) -> Start:
     stopped : callable
         Asked at every iteration for a reason to stop; what has been found by then is returned.
     """
-    M, P = loop.target.shape
+    P = loop.target.shape[1]
     be, dtype = loop.backend, loop.dtype
     # the square root of a linear layer's moments has no samples to choose from, and few columns
     count = P if P <= SAMPLES or loop.mask.all() else SAMPLES
@@ -63,50 +63,66 @@ def coarse_start(loop: Loop, stopped: Callable[[], str | None]) -> Start:
     if loop.radii.size == 1:
         sizes, whole = np.array([np.linalg.norm(sizes)]), np.array([np.linalg.norm(whole)])
     coarse.radii = loop.radii * np.divide(sizes, whole, out=np.ones_like(whole), where=whole > 0)
-    found: list[Check] = []
+    found: list[Start] = []
 
     def accept(check: Check) -> bool:
         if check.last or abs(check.gap) <= GAP:
-            found.append(check)
-            L = check.multiplier()
-            start.W, squares = check.weights, be.multiplier_sums(L, target, mask, upper)[:, 1]
-            if coarse.radii.size == 1:
-                squares = squares.sum(keepdims=True)
-            # on Omega the multipliers are the residuals over mu
-            mu = np.divide(coarse.radii, np.sqrt(squares), out=np.ones_like(squares), where=squares > 0)
-            per_neuron = np.repeat(mu, M // mu.size)
-            for m in range(M):
-                active = np.flatnonzero(~mask[m] & (L[m] > 0))
-                # near w = 0 all bounds are active: as many as there are weights tell them apart
-                most = max(LEAST_BOUNDS, np.count_nonzero(start.W[:, m]))
-                active = active[np.argsort(-L[m, active])[:most]]
-                start.samples.append(index[active])
-                start.eta.append(L[m, active].astype(np.float64) * per_neuron[m])
-            start.mu = mu * (P / count)
+            found.append(read_start(coarse, check, index))
         return bool(found)
 
-    start = Start(np.zeros((loop.operator.shape[0], M), dtype), [], [], np.ones(coarse.radii.size))
     coarse.run(coarse.start(), Settings(max_iterations=ITERATIONS), accept, stopped, lambda check: None)
-    return start
+    found[0].mu *= P / count
+    return found[0]
 
 
-def work_ratio(start: Start, loop: Loop, settings: Settings) -> float:
-    """Estimated time of working sets over that of ADMM, from the sizes of the first supports; 0 for small problems.
+def read_start(loop: Loop, check: Check, index: np.ndarray | None = None) -> Start:
+    """Start from a check of ADMM; `index` are the loop's samples among those of the layer, all by default."""
+    M = loop.target.shape[0]
+    L = check.multiplier()
+    squares = loop.backend.multiplier_sums(L, loop.target, loop.mask, loop.upper)[:, 1]
+    if loop.radii.size == 1:
+        squares = squares.sum(keepdims=True)
+    # on Omega the multipliers are the residuals over mu
+    mu = np.divide(loop.radii, np.sqrt(squares), out=np.ones_like(squares), where=squares > 0)
+    per_neuron = np.repeat(mu, M // mu.size)
+    samples, eta = [], []
+    for m in range(M):
+        active = np.flatnonzero(~loop.mask[m] & (L[m] > 0))
+        # small multipliers are noise (near w = 0 all bounds have one), and what is missing joins more cheaply than
+        # what is too much leaves
+        most = max(LEAST_BOUNDS, np.count_nonzero(check.weights[:, m]) // BOUNDS_PART)
+        active = active[np.argsort(-L[m, active])[:most]]
+        samples.append(active if index is None else index[active])
+        eta.append(L[m, active].astype(np.float64) * per_neuron[m])
+    return Start(check.weights, samples, eta, mu)
 
-    A neuron whose system ends with m rows costs about c m^3 + d: its path has about 2 m kinks of O(m^2) each; and its
-    products cost m^2 a sample. The constants were fitted to 12 layers and radii of an MNIST network on two cores.
+
+def exact_work(start: Start, loop: Loop, constants: tuple[float, float, float]) -> float:
+    """Estimated flops of working sets from a start, with the constants `COARSE` or `FINE` for its kind.
+
+    A neuron whose system ends with m rows costs about c m^3 + d: its path has kinks in proportion to m, of O(m^2)
+    each; and its products cost m^2 a sample. The constants were fitted to 12 layers and radii of an MNIST network on
+    two cores.
     """
-    (M, P), N = loop.target.shape, loop.operator.shape[0]
+    cube, neuron, growth = constants
     supports = np.count_nonzero(start.W, axis=0)
-    m = np.minimum(GROWTH * (supports + np.array([s.size for s in start.samples])), 2 * N)
-    exact = float((CUBE * m**3 + NEURON).sum())
+    sizes = growth * (supports + np.array([s.size for s in start.samples]))
+    m = np.minimum(sizes, 2 * loop.operator.shape[0])
+    work = float((cube * m**3 + neuron).sum())
     if not loop.mask.all():
-        exact += float((m**2 * loop.mask.sum(1)).sum())
-    if exact < NOTHING:
-        return 0.0
-    relative = float(np.linalg.norm(np.broadcast_to(loop.radii, M if loop.radii.size > 1 else 1)))
+        work += float((m**2 * loop.mask.sum(1)).sum())
+    return work
+
+
+def iteration_work(loop: Loop) -> float:
+    """Flops of an iteration of ADMM, in the time of float64 ones."""
+    (M, P), N = loop.target.shape, loop.operator.shape[0]
+    return (4.0 * N * M * P + 2.0 * N * N * M + 1e7) * (SINGLE if loop.dtype == np.float32 else 1.0)
+
+
+def iterations(loop: Loop, settings: Settings) -> float:
+    """Estimated iterations of ADMM."""
+    relative = float(np.linalg.norm(np.broadcast_to(loop.radii, loop.target.shape[0] if loop.radii.size > 1 else 1)))
     relative /= float(np.linalg.norm(loop.sizes)) or 1.0
-    iterations = ADMM * np.sqrt(0.1 / max(relative, 1e-4)) if relative < 0.1 else ADMM
-    iterations *= 1 + DECADE * max(np.log10(1e-3 / settings.gap_tol), 0)
-    first_order = iterations * (4.0 * N * M * P + 2.0 * N * N * M + 1e7)
-    return exact / (first_order * (SINGLE if loop.dtype == np.float32 else 1.0))
+    count = ADMM * np.sqrt(0.1 / max(relative, 1e-4)) if relative < 0.1 else ADMM
+    return float(count * (1 + DECADE * max(np.log10(1e-3 / settings.gap_tol), 0)))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nettrim import backends, vertex
+from nettrim import backends, coarse, vertex
 from nettrim.admm import Check
-from nettrim.coarse import coarse_start, work_ratio
 from nettrim.infeasible import Proof, compact_proof, prove
 from nettrim.interrupt import Interrupt
 from nettrim.polish import ROUNDS, cost, polish
@@ -32,7 +32,12 @@ POLISH_ROUNDS = 12
 SUSPICIONS = 3
 #: violation left at the iteration limit from which infeasibility is looked into
 INFEASIBLE_FROM = 1e-2
-#: working sets are left when they are expected to take this many times as long as ADMM
+#: working sets start from ADMM on all samples when they are expected to take as long as this many of its iterations,
+#: once its gap is at most this or after this many iterations
+FINE_START, FINE_GAP, FINE_ITERATIONS = 400, 0.2, 150
+#: flops (some tenths of a second) below which there is nothing to choose
+NOTHING = 2e10
+#: working sets are left when they are expected to take this many times as long as what ADMM has still to do
 DENSE = 1.0
 #: radii below this fraction of ||Y_Omega|| are left to ADMM: the working sets' multipliers are residuals over mu
 SMALLEST_RADIUS = 1e-4
@@ -62,7 +67,7 @@ class Run:
         self.began, self.interrupt = began, interrupt
         self.seconds = {"setup": 0.0, "iterate": 0.0, "polish": 0.0, "certify": 0.0}
         self.history: list[dict[str, Any]] = []
-        self.method = "working_set"
+        self.method, self.iterated = "working_set", 0
         self.found: tuple[np.ndarray, np.ndarray, Certificate] | None = None
         # of the best check so far, by its gap: a limit may come just after the penalties have changed
         self.best: tuple[float, np.ndarray] | None = None
@@ -96,7 +101,7 @@ class Run:
         if reason not in FINAL:
             exact, rounds = self.found, iterations
             self.method, self.found, self.tried_vertex = "admm", None, False
-            reason, iterations = self._admm()
+            reason, iterations = self._admm(self._accept)
             last = self.found
             if exact and last and reason == "max_iterations" and self._score(exact[2]) < self._score(last[2]):
                 self.method, self.found, iterations = "working_set", exact, rounds
@@ -107,16 +112,18 @@ class Run:
             return self._infeasible(iterations)
         return self._finish(*self._verdict(reason, iterations))
 
-    def _admm(self) -> tuple[str, int]:
+    def _admm(self, accept: Callable[[Check], bool]) -> tuple[str, int]:
+        """Iterate until `accept`, on from what this solve has done before; the iterations of both are returned."""
         solver = self.solver
         if solver._state is None:
             solver._state = self.loop.start()
         state = solver._state
-        first = state.iteration
+        first = state.iteration - self.iterated
         self.seconds["setup"] += self._elapsed() - sum(self.seconds.values())
-        reason = self.loop.run(state, self.settings, self._accept, self._stopped, self._observe)
+        reason = self.loop.run(state, self.settings, accept, self._stopped, self._observe, self.iterated)
         self.seconds["iterate"] += self._elapsed() - sum(self.seconds.values())
-        return reason, state.iteration - first
+        self.iterated = state.iteration - first
+        return reason, self.iterated
 
     def _working_sets(self) -> tuple[str, int]:
         """Run the rounds; a reason that is not in FINAL says why ADMM has to go on."""
@@ -127,9 +134,19 @@ class Run:
             return self._hand_over("epsilon is too small for them")
         start = solver._start
         if start is None:
-            start = coarse_start(loop, self._stopped)
-            if self.settings.method == "auto" and work_ratio(start, loop, self.settings) > DENSE:
-                return self._hand_over("the supports are dense")
+            start = coarse.coarse_start(loop, self._stopped)
+            worthwhile = max(NOTHING, FINE_START * coarse.iteration_work(loop))
+            if coarse.exact_work(start, loop, coarse.COARSE) > worthwhile:
+                fine, reason, iterations = self._fine_start()
+                if fine is None:
+                    self.method = "admm"
+                    return reason, iterations
+                start = fine
+                if self.settings.method == "auto":
+                    exact = coarse.exact_work(start, loop, coarse.FINE)
+                    remaining = max(coarse.iterations(loop, self.settings) - iterations, iterations)
+                    if exact > DENSE * remaining * coarse.iteration_work(loop):
+                        return self._hand_over("the supports are dense")
         threads = self.settings.n_threads or blas_threads()
         method = WorkingSet(loop, self.settings, threads, self._stopped, solver._working)
         solver._working = None
@@ -145,6 +162,25 @@ class Run:
             solver._start, solver._working = method.state(), method.release()
             return reason, rounds
         return self._hand_over(HANDED_OVER[reason], rounds)
+
+    def _fine_start(self) -> tuple[coarse.Start | None, str, int]:
+        """ADMM on all samples until working sets can start from it: a better start pays where many inputs are kept.
+
+        Returns no start if the solve ended meanwhile, and the reason and iterations of ADMM.
+        """
+        found: list[coarse.Start] = []
+
+        def accept(check: Check) -> bool:
+            if check.last or abs(check.gap) <= self.settings.gap_tol:
+                return self._accept(check)
+            self._report(check)
+            enough = abs(check.gap) <= FINE_GAP or check.iteration >= FINE_ITERATIONS
+            if enough and not self.callback_stops:
+                found.append(coarse.read_start(self.loop, check))
+            return bool(found)
+
+        reason, iterations = self._admm(accept)
+        return found[0] if found else None, reason, iterations
 
     def _hand_over(self, why: str, rounds: int = 0) -> tuple[str, int]:
         log.info("working sets hand over to ADMM: %s", why)

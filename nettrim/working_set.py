@@ -49,12 +49,10 @@ DAMPING = 0.3
 LEVELS, LEVEL_FACTOR = 12, (2.5, 10.0)
 #: relative error of the ball's radius that is left alone, as a fraction of the last gap
 NEEDLESS = 0.01
-#: corrections by whole blocks before a neuron's path is followed, where few indices are expected to change
+#: corrections by whole blocks of what a path has left, without its shift
 ATTEMPTS = 3
 #: relative shifts of the systems of the paths that are followed for a neuron, until one ends where it should
 SHIFTS = (1e-7, 1e-6, 1e-8)
-#: relative change of mu that few indices are expected to follow
-SMALL_CHANGE = 0.03
 #: relative stationarity that the neurons are solved to in an unsettled round
 ROUGH = 1e-4
 #: a neuron's sets grow by the size of its support (of its watched samples) in a round, but by this many in any case
@@ -73,7 +71,7 @@ class _Neuron:
         self.w, self.eta = w.astype(np.float64), eta.astype(np.float64)
         self.G, self.A = np.zeros((0, 0)), np.zeros((0, 0))
         self.path_w, self.path_eta = np.zeros((2, w.size)), np.zeros((2, eta.size))
-        self.exact, self.c, self.a = False, np.inf, 0.0
+        self.exact, self.zero, self.c, self.a = False, False, np.inf, 0.0
         self.size, self.basis, self.inverse = 0.0, np.empty(0, np.int64), np.empty((0, 0))
 
     def add(self, inputs: np.ndarray, samples: np.ndarray) -> None:
@@ -122,8 +120,11 @@ class WorkingSet:
         self.linear = bool(loop.mask.all())
         self.b = self._right_hand_sides()
         self.inside = None if self.linear else [np.flatnonzero(row) for row in loop.mask]
-        # an entry's share of the tolerance, were all outputs as far over their bounds
-        self.level = 0.1 * settings.feas_tol * float(np.sqrt(self.squares.sum() / loop.target.size))
+        # an entry's share of the tolerance, were all outputs as far over their bounds; what is over them is gained, too
+        share = 0.1 * min(settings.feas_tol, 10 * settings.gap_tol)
+        self.level = share * float(np.sqrt(self.squares.sum() / loop.target.size))
+        # a neuron's share of the gap, in the units of its program, that rounding may cost
+        self.share = 0.01 * settings.gap_tol * float(np.linalg.norm(loop.radii) * np.sqrt(self.squares.sum()))
         self.neurons: list[_Neuron] = []
         self.counts = {"systems": 0, "kinks": 0}
         self.phases = {"gram": 0.0, "neurons": 0.0, "check": 0.0}
@@ -146,7 +147,7 @@ class WorkingSet:
         # a start for the common ball serves the neurons' own, and their mean the common one
         mu = start.mu if start.mu.size == balls else np.full(balls, np.exp(np.log(start.mu).mean()))
         self.mu, self.gap = mu.astype(np.float64), 0.0 if start.warm else 1.0
-        self.joined, self.upcoming, self.ball = self.N * self.M, self.mu, np.inf
+        self.upcoming, self.ball = self.mu, np.inf
         first = self.mu.copy()
         self._begin(start)
         rounds = min(MAX_ROUNDS, self.settings.max_iterations)
@@ -262,7 +263,7 @@ class WorkingSet:
 
     # the neurons
 
-    def _solve(self, m: int, mu: float, tol: float, attempts: int) -> None:
+    def _solve(self, m: int, mu: float, tol: float) -> None:
         from nettrim.kernels import active_set, path, systems
 
         if self.stopped():
@@ -283,9 +284,10 @@ class WorkingSet:
                 n.c, n.a = c, a
             return verified
 
-        n.exact = exact(attempts)
+        n.exact = exact(0)
+        n.zero = not n.exact and self._is_zero(n, b, C, v, mu, yy)
         # a path through dependent sets loses digits; one that starts at its end is short, and finds them again
-        for shift in () if n.exact else SHIFTS:
+        for shift in () if n.exact or n.zero else SHIFTS:
             before = n.w.copy(), n.eta.copy()
             most = 10 * (n.w.size + n.eta.size) + 100
             # the unit stays, so that the inverse does
@@ -300,11 +302,29 @@ class WorkingSet:
             if not mu * float(C @ np.abs(n.w)) + 0.5 * systems.square(n.G, b, yy, n.w) <= most_cost:
                 n.w, n.eta = before
                 n.basis, n.inverse = np.empty(0, np.int64), np.empty((0, 0))
-            n.exact = exact(ATTEMPTS)
-            if n.exact:
+            n.exact = exact(0)
+            # where bounds are dependent (near w = 0 all are) there may be none without the shift
+            if n.exact or active_set.optimal(n.G, b, C, n.A, v, mu, n.w, n.eta, tol, self.level):
                 break
-        if not n.exact:
-            n.c, n.a = active_set.settle(n.G, b, yy, n.A, mu, n.path_w, n.w, self.level)
+            n.zero = self._is_zero(n, b, C, v, mu, yy)
+            n.exact = not n.zero and exact(ATTEMPTS)
+            if n.zero or n.exact:
+                break
+        if n.zero:
+            n.c, n.a = yy, 0.0
+        elif not n.exact:
+            n.c, n.a = active_set.nearby(n.G, b, yy, mu, n.path_w, n.w)
+
+    def _is_zero(self, n: _Neuron, b: np.ndarray, C: np.ndarray, v: np.ndarray, mu: float, yy: float) -> bool:
+        """Whether w = 0, near which all bounds of a ReLU are dependent, is as good as optimal by the multipliers.
+
+        Multipliers that are feasible up to a factor 1 + d bound the neuron's part of the gap by about d ||y||^2.
+        """
+        if v.min(initial=0) < 0:
+            return False
+        allowed = mu * C
+        over = float((np.abs(n.A @ n.eta - b) - allowed).max()) / (float(allowed.max()) or 1.0)
+        return max(over, 0.0) * yy + float(v @ n.eta) <= self.share
 
     def _find_level(self, pool: ThreadPoolExecutor, settled: bool) -> bool:
         """Solve the neurons and move mu towards the ball; whether it was met. An unsettled round moves mu once."""
@@ -315,13 +335,11 @@ class WorkingSet:
         factor = LEVEL_FACTOR[settled]
         low, high = np.zeros_like(self.mu), np.full_like(self.mu, np.inf)
         todo = np.arange(self.M)
-        done, before = np.zeros(radii.size, bool), self.mu
+        done = np.zeros(radii.size, bool)
         self.upcoming = self.mu
         for step in range(LEVELS if settled else 1):
             mu = np.repeat(self.mu, self.M // self.mu.size)
-            few = self.joined <= self.M if step == 0 else np.abs(self.mu / before - 1).max() <= SMALL_CHANGE
-            attempts, before = ATTEMPTS if few else 0, self.mu
-            list(pool.map(lambda m, mu=mu, a=attempts: self._solve(m, mu[m], tol, a), todo.tolist()))
+            list(pool.map(lambda m, mu=mu: self._solve(m, mu[m], tol), todo.tolist()))
             q, c, a, zero = self._residuals(mu)
             reached = np.sqrt(q)
             self.ball = float((reached / radii).max())
@@ -355,7 +373,7 @@ class WorkingSet:
     def _residuals(self, mu: np.ndarray) -> tuple[Any, Any, Any, Any]:
         """For each ball q, and c and a with q = c + mu^2 a nearby, and whether all its weights are zero."""
         c, a = np.array([n.c for n in self.neurons]), np.array([n.a for n in self.neurons])
-        zero = np.array([not n.w.any() for n in self.neurons])
+        zero = np.array([n.zero or not n.w.any() for n in self.neurons])
         q = c + a * mu**2
         if self.mu.size > 1:
             return q, c, a, zero
@@ -365,10 +383,12 @@ class WorkingSet:
 
     def _check(self, pool: ThreadPoolExecutor, k: int, began: float) -> tuple[Check, int, int]:
         """The round's check, and the numbers of inputs and samples that joined the sets."""
+        from nettrim.kernels import active_set
+
         loop = self.loop
         W = np.zeros((self.N, self.M), loop.dtype)
         for m, n in enumerate(self.neurons):
-            W[n.inputs, m] = n.w
+            W[n.inputs, m] = n.w if n.exact else 0 if n.zero else active_set.tidy(n.A, n.w, self.level)
         Z = product(pool, self.n_threads, W.T, self.X)
         judged = list(pool.map(lambda m: self._judge(m, Z[m]), range(self.M)))
         H = product(pool, self.n_threads, self.X, Z.T)
@@ -394,7 +414,6 @@ class WorkingSet:
             inputs, samples = _worst(over, max(LEAST, int(np.count_nonzero(n.w)))), judged[m][0]
             n.add(inputs, samples)
             added, watched = added + inputs.size, watched + samples.size
-        self.joined = added + watched
         return check, added, watched
 
     def _judge(self, m: int, z: np.ndarray) -> tuple[np.ndarray, float, float]:

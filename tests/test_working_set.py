@@ -15,7 +15,7 @@ from nettrim.kernels import active_set, passes, path, systems
 
 import nettrim as nt
 from nettrim import run as run_module
-from nettrim.coarse import Start, coarse_start, work_ratio
+from nettrim.coarse import COARSE, FINE, Start, coarse_start, exact_work, iteration_work, iterations
 from nettrim.working_set import SHIFTS, WorkingSet
 
 
@@ -394,21 +394,78 @@ def test_infeasible_problems_are_proved(kind):
 def test_auto_takes_admm_where_it_is_expected_to_be_quicker(monkeypatch, caplog):
     problem = random_problem(np.random.default_rng(0), 20, 5, 120)
     assert nt.Solver(problem).solve().settings["method"] == "working_set"
+    monkeypatch.setattr(run_module, "NOTHING", 0.0)
+    monkeypatch.setattr(run_module, "FINE_START", 0.0)
     monkeypatch.setattr(run_module, "DENSE", -1.0)
     with caplog.at_level(logging.INFO, logger="nettrim"):
-        assert nt.Solver(problem).solve().settings["method"] == "admm"
+        solution = nt.Solver(problem).solve()
+    assert solution.settings["method"] == "admm"
     assert "dense" in caplog.text
+    # what ADMM did for the start is not done again
+    assert [row["iteration"] for row in solution.history] == sorted({row["iteration"] for row in solution.history})
+    assert solution.iterations >= solution.history[-1]["iteration"]
     # a method that was asked for is used
     assert nt.Solver(problem, method="working_set").solve().settings["method"] == "working_set"
 
 
-def test_the_estimate_grows_with_the_supports_and_falls_with_the_gap():
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("neuronwise", [False, True])
+def test_a_start_from_admm_on_all_samples_gives_the_same_answer(monkeypatch, dtype, neuronwise):
+    problem = random_problem(np.random.default_rng(1), 30, 12, 1500, neuronwise=neuronwise, dtype=dtype)
+    coarse = nt.Solver(problem, method="working_set").solve()
+    monkeypatch.setattr(run_module, "NOTHING", 0.0)
+    monkeypatch.setattr(run_module, "FINE_START", 0.0)
+    fine = nt.Solver(problem, method="working_set").solve()
+    assert fine.status == coarse.status == nt.Status.SOLVED
+    assert fine.settings["method"] == "working_set"
+    assert "inputs" not in fine.history[0]
+    assert "inputs" in fine.history[-1]
+    assert fine.certificate.objective == pytest.approx(coarse.certificate.objective, rel=2e-3)
+
+
+@pytest.mark.parametrize("reason", ["time_limit", "interrupted", "max_iterations"])
+def test_a_limit_during_the_start_from_admm_returns_its_weights(monkeypatch, reason):
+    problem = random_problem(np.random.default_rng(1), 30, 12, 1500)
+    monkeypatch.setattr(run_module, "NOTHING", 0.0)
+    monkeypatch.setattr(run_module, "FINE_START", 0.0)
+    monkeypatch.setattr(run_module, "FINE_GAP", 0.0)
+    rows = []
+    settings = {
+        "time_limit": {"time_limit": 0.0},
+        "interrupted": {"callback": lambda row: rows.append(row) or len(rows) == 2},
+        "max_iterations": {"max_iterations": 30},
+    }[reason]
+    solution = nt.Solver(problem, method="working_set", polish=False, **settings).solve()
+    assert solution.status == nt.Status(reason)
+    assert solution.settings["method"] == "admm"
+    assert np.isfinite(solution.certificate.objective)
+
+
+def test_the_estimate_grows_with_the_supports_and_admms_with_the_digits():
     problem = random_problem(np.random.default_rng(0), 200, 300, 400)
     loop = nt.Solver(problem)._loop()
     start = coarse_start(loop, lambda: None)
     dense = Start(np.ones_like(start.W), start.samples, start.eta, start.mu)
-    assert work_ratio(dense, loop, nt.Settings()) > work_ratio(start, loop, nt.Settings()) > 0
-    assert work_ratio(dense, loop, nt.Settings(gap_tol=1e-6)) < work_ratio(dense, loop, nt.Settings())
+    for constants in (COARSE, FINE):
+        assert exact_work(dense, loop, constants) > exact_work(start, loop, constants) > 0
+    assert iterations(loop, nt.Settings(gap_tol=1e-6)) > iterations(loop, nt.Settings()) > 0
+    half = nt.Solver(problem.replace(dtype=np.float32))._loop()
+    assert iteration_work(half) < iteration_work(loop)
+
+
+def test_a_neuron_that_its_bounds_press_to_zero_is_exactly_zero():
+    """Samples next to its active ones forbid any output: all bounds meet in w = 0, and paths end only near it."""
+    rng = np.random.default_rng(0)
+    X = np.maximum(rng.standard_normal((60, 800)), 0)
+    X[:, 60:120] = X[:, :60] + 0.05 * rng.random((60, 60))
+    Y = np.maximum(rng.standard_normal((60, 8)).T @ X, 0)
+    Y[0] = 0
+    Y[0, :60] = 2 + rng.random(60)
+    solution = nt.solve(X, Y, epsilon=0.3, gap_tol=1e-6, method="working_set")
+    assert solution.status == nt.Status.SOLVED
+    assert not solution.W[:, 0].any()
+    # weights within rounding of zero would cost more than that
+    assert abs(solution.certificate.gap) < 1e-9
 
 
 def test_float32_stops_where_its_precision_ends():
