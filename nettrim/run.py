@@ -47,6 +47,8 @@ POLISH_AT = 200
 #: at a limit an earlier check's weights are looked at when its gap was this fraction of the last one's
 BETTER = 0.5
 
+#: what a method's checks are counted in
+UNITS = {"admm": "iteration", "working_set": "round"}
 #: reasons with which a solve ends, whatever the method
 FINAL = ("accepted", "max_iterations", "time_limit", "interrupted", "infeasible")
 #: why working sets could not go on
@@ -150,16 +152,16 @@ class Run:
         threads = self.settings.n_threads or blas_threads()
         method = WorkingSet(loop, self.settings, threads, self._stopped, solver._working)
         solver._working = None
-        self.seconds["setup"] = self._elapsed()
+        self.seconds["setup"] += self._elapsed() - sum(self.seconds.values())
         reason, rounds = method.run(start, self._accept_round, self._observe)
-        self.seconds["iterate"] = self._elapsed() - sum(self.seconds.values())
+        self.seconds["iterate"] += self._elapsed() - sum(self.seconds.values())
         if reason == "precision" and self.found is not None:
             # float32 weights cannot be better: nothing else would help
             single = self.problem.dtype == np.float32
             near = self.found[2].holds(10 * self.settings.gap_tol, 10 * self.settings.feas_tol)
             reason = "max_iterations" if near or single else reason
         if reason in FINAL:
-            solver._start, solver._working = method.state(), method.release()
+            solver._start, solver._working, solver._state = method.state(), method.release(), None
             return reason, rounds
         return self._hand_over(HANDED_OVER[reason], rounds)
 
@@ -228,6 +230,8 @@ class Run:
         """Record the check, print it, and tell the callback."""
         s = self.settings
         row: dict[str, Any] = {
+            # only working sets know the violation at every check
+            "method": "admm" if check.violation is None else "working_set",
             "iteration": check.iteration,
             "objective": check.objective,
             "dual_bound": check.dual_bound,
@@ -239,8 +243,8 @@ class Run:
         row |= check.details
         self.history.append(row)
         if s.verbose:
-            if len(self.history) == 1:
-                print(f"{'iteration':>9} {'objective':>13} {'dual bound':>13} {'gap':>9} {'seconds':>8}")
+            if len(self.history) == 1 or row["method"] != self.history[-2]["method"]:
+                print(f"{UNITS[row['method']]:>9} {'objective':>13} {'dual bound':>13} {'gap':>9} {'seconds':>8}")
             print("{iteration:9d} {objective:13.6g} {dual_bound:13.6g} {gap:9.1e} {seconds:8.2f}".format(**row))
         self.callback_stops = s.callback is not None and bool(s.callback(dict(row)))
 
@@ -262,14 +266,15 @@ class Run:
     def _worth_polishing(self, check: Check) -> bool:
         """Whether a polish costs less than the iterations it may save, judged on iteration counts only."""
         s = self.settings
-        if not self.polishes or len(self.history) < 4:
+        rows = [row for row in self.history if row["method"] == "admm"]
+        if not self.polishes or len(rows) < 4:
             return False
-        if len(self.history) * s.check_every >= self.polish_at:
+        if len(rows) * s.check_every >= self.polish_at:
             self.polish_at *= 2
             return abs(check.gap) < 0.5 and POLISH_ROUNDS * cost(self.loop, check.weights) < self.polish_at / 4
         if not 0 < check.gap <= self.polish_below:
             return False
-        earlier = self.history[-4]
+        earlier = rows[-4]
         rate = np.log(max(abs(earlier["gap"]), 1e-300) / check.gap) / (check.iteration - earlier["iteration"])
         remaining = np.log(check.gap / s.gap_tol) / rate if rate > 0 else np.inf
         return POLISH_ROUNDS * (1 + cost(self.loop, check.weights)) < remaining

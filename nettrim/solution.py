@@ -116,9 +116,9 @@ class Solution:
     ray : (M, P) array or None
         For an infeasible problem, Lambda with X Lambda^T = 0, the right signs and a positive dual value.
     history : list of dict
-        One row per check: iteration, objective, dual bound, gap, seconds. With working sets, a row is a round and also
-        has the violation, the inputs and the bounds in all sets, the kinks so far, and the ball's residual over its
-        radius (the largest of them in neuron-wise mode).
+        One row per check: method, iteration, objective, dual bound, gap, seconds. A row of working sets is a round and
+        also has the violation, the inputs and the bounds in all sets, the kinks so far, and the ball's residual over
+        its radius (the largest of them in neuron-wise mode). Rows of ADMM before those are its part of the start.
     settings : dict
         Settings of the solve, with the backend and dtype used.
     """

@@ -426,10 +426,11 @@ def test_the_tolerance_of_feasibility_is_met():
         assert solution.certificate.violation <= feas_tol
 
 
-def test_verbose_prints_a_line_per_check(capsys):
-    solution = nt.Solver(problem_of(), verbose=True, gap_tol=1e-6).solve()
+@pytest.mark.parametrize(("method", "unit"), [("admm", "iteration"), ("working_set", "round")])
+def test_verbose_prints_a_line_per_check(capsys, method, unit):
+    solution = nt.Solver(problem_of(), verbose=True, gap_tol=1e-6, method=method).solve()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["iteration", "objective", "dual", "bound", "gap", "seconds"]
+    assert lines[0].split() == [unit, "objective", "dual", "bound", "gap", "seconds"]
     assert len(lines) == 1 + len(solution.history)
     assert [int(line.split()[0]) for line in lines[1:]] == [row["iteration"] for row in solution.history]
     nt.Solver(problem_of()).solve()

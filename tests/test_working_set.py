@@ -421,6 +421,8 @@ def test_a_start_from_admm_on_all_samples_gives_the_same_answer(monkeypatch, dty
     assert "inputs" not in fine.history[0]
     assert "inputs" in fine.history[-1]
     assert fine.certificate.objective == pytest.approx(coarse.certificate.objective, rel=2e-3)
+    phases = dict(fine.seconds)
+    assert phases.pop("total") == pytest.approx(sum(phases.values()), abs=1e-3)
 
 
 @pytest.mark.parametrize("reason", ["time_limit", "interrupted", "max_iterations"])
