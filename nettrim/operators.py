@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.linalg import blas
 
+from nettrim.arrays import to_host
+
 __all__ = ["Dense", "Gram", "ReducedLinear", "moments"]
 
 #: bytes a float64 conversion buffer may take; small enough to stay far below the memory promise (50 MB)
@@ -124,7 +126,7 @@ class Gram:
         ValueError
             Shapes that do not fit, or values that are not finite (nothing is added then).
         """
-        X, Y = np.asarray(X), np.asarray(Y)
+        X, Y = to_host(X, "X"), to_host(Y, "Y")
         if X.ndim != 2 or X.shape[0] != self.N:
             raise ValueError(f"X must be {self.N} x P; got {X.shape}")
         if Y.shape != (self.M, X.shape[1]):

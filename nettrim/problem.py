@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from nettrim.arrays import place_of, to_host
 from nettrim.operators import Gram
 
 __all__ = ["Problem"]
@@ -23,6 +24,9 @@ _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 class Problem:
     """Data of one Net-Trim layer program. Arrays are used as they are (no copy when the dtype fits), never changed.
+
+    They may be NumPy's or any library's that speaks DLPack (torch, CuPy, JAX). What lives on a GPU is copied to the
+    host, and if X does, a solution's arrays come back there.
 
     Parameters
     ----------
@@ -78,6 +82,8 @@ class Problem:
         neuronwise: bool = False,
         dtype: Any = None,
     ):
+        #: puts results where the caller's X lives
+        self._place = place_of(X)
         X, Y = _matrix(X, "X"), _matrix(Y, "Y")
         if X.shape[1] != Y.shape[1]:
             raise ValueError(
@@ -134,6 +140,7 @@ class Problem:
         self = cls.__new__(cls)
         self.X = self.Y = self.mask = None
         self.gram = self._moments = gram
+        self._place = place_of(gram)
         self.linear = True
         self.N, self.M, self.P = gram.N, gram.M, gram.P
         self.dtype = np.dtype(np.float64 if dtype is None else dtype)
@@ -194,6 +201,8 @@ class Problem:
         # a constant bound is passed as a scalar: it must fit a new Y of another shape
         V = float(self.V[0, 0]) if self.V.size == 1 else self.V
         new = Problem(**({"X": self.X, "Y": self.Y, "omega": omega, "V": V} | common))
+        if "X" not in changes:
+            new._place = self._place
         if new.linear and not {"X", "Y"} & set(changes):
             new._moments = self._moments
         return new
@@ -249,8 +258,7 @@ class Problem:
 
 
 def _matrix(a: Any, name: str) -> np.ndarray:
-    if not isinstance(a, np.ndarray):
-        a = np.asarray(a)
+    a = to_host(a, name)
     if a.dtype == np.float16:
         a = a.astype(np.float32)
     if a.dtype.newbyteorder("=") not in _FLOATS:
@@ -289,7 +297,7 @@ def _mask(omega: Any, Y: np.ndarray) -> tuple[np.ndarray | None, bool]:
         if omega == "linear":
             return None, True
         raise ValueError(f"omega must be 'active', 'linear' or a bool mask; got {omega!r}")
-    omega = np.asarray(omega)
+    omega = to_host(omega, "omega")
     if omega.dtype != bool:
         raise TypeError(f"omega must be a mask of dtype bool; got {omega.dtype}")
     if omega.shape != Y.shape:
@@ -298,7 +306,7 @@ def _mask(omega: Any, Y: np.ndarray) -> tuple[np.ndarray | None, bool]:
 
 
 def _bound(V: Any, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
-    V = np.asarray(V)
+    V = to_host(V, "V")
     if V.dtype.kind not in "fiu" or V.dtype.itemsize > 8:
         raise TypeError(f"V must be real; got {V.dtype}")
     if V.ndim == 0:
@@ -313,7 +321,7 @@ def _bound(V: Any, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
 
 
 def _weights(C: Any, N: int, M: int, dtype: np.dtype) -> np.ndarray:
-    C = np.asarray(C)
+    C = to_host(C, "C")
     if C.dtype.kind not in "fiu" or C.dtype.itemsize > 8:
         raise TypeError(f"C must be real; got {C.dtype}")
     shape = C.shape

@@ -385,16 +385,16 @@ class Run:
                 f"{proof.smallest_epsilon:.6g} ({relative:.4g} ||Y_Omega||_F), which the returned W attains."
             )
         solution = self._finish(Status.INFEASIBLE, iterations, message)
-        return replace(solution, dual=None, ray=proof.ray, smallest_epsilon=proof.smallest_epsilon)
+        return replace(solution, dual=None, ray=self.problem._place(proof.ray), smallest_epsilon=proof.smallest_epsilon)
 
     def _finish(self, status: Status, iterations: int, message: str) -> Solution:
         W, dual, certificate = self.found
         self.seconds["total"] = self._elapsed()
         return Solution(
-            W=W,
+            W=self.problem._place(W),
             status=status,
             certificate=certificate,
-            dual=dual,
+            dual=self.problem._place(dual),
             iterations=iterations,
             seconds={name: round(value, 6) for name, value in self.seconds.items()},
             message=message,

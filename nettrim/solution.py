@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nettrim.arrays import to_host
 from nettrim.problem import Problem
 
 __all__ = ["Certificate", "Solution", "Status", "certify", "verify_ray"]
@@ -191,7 +192,7 @@ def certify(problem: Problem, W: np.ndarray, dual: np.ndarray | None = None) -> 
     ValueError
         W or `dual` has the wrong shape or is not finite.
     """
-    W = np.asarray(W)
+    W = to_host(W, "W")
     if W.shape != (problem.N, problem.M):
         raise ValueError(f"W must be {problem.N} x {problem.M}; got {W.shape}")
     if W.dtype.kind != "f":
@@ -201,7 +202,7 @@ def certify(problem: Problem, W: np.ndarray, dual: np.ndarray | None = None) -> 
     W = W.astype(np.float64)
     view = _view(problem)
     objective = float((problem.C.astype(np.float64) * np.abs(W)).sum())
-    bound = -np.inf if dual is None else _dual_bound(problem, np.asarray(dual))
+    bound = -np.inf if dual is None else _dual_bound(problem, to_host(dual, "dual"))
     squares, excess, largest, flips = view.residuals(W)
     rows = np.sqrt(squares)
     norms = rows if problem.neuronwise else np.array([np.sqrt(squares.sum())])
@@ -250,7 +251,7 @@ def verify_ray(problem: Problem, ray: np.ndarray) -> float:
         `ray` has the wrong shape.
     """
     view = _view(problem)
-    ray = np.asarray(ray, np.float64)
+    ray = to_host(ray, "ray").astype(np.float64, copy=False)
     if ray.shape != view.dual_shape:
         raise ValueError(f"ray must have the shape {view.dual_shape}; got {ray.shape}")
     linear, squares, H = view.multiplier(ray)

@@ -52,6 +52,9 @@ class DeviceArray(np.ndarray):
     def data(self) -> Any:
         return types.SimpleNamespace(ptr=self.ctypes.data)
 
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
         arrays = [a for a in (*inputs, *(out or ())) if isinstance(a, np.ndarray)]
         if not all(isinstance(a, DeviceArray) for a in arrays):
@@ -109,6 +112,30 @@ class RuntimeFailure(RuntimeError):
     """`cupy.cuda.runtime.CUDARuntimeError`."""
 
 
+class Device:
+    """`cupy.cuda.Device`, the only one."""
+
+    def __init__(self, index: int = 0):
+        assert index == 0
+        self.id = index
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+
+class ForeignArray:
+    """Another library's array on the GPU: DLPack is all that it speaks."""
+
+    def __init__(self, a: np.ndarray):
+        self.memory = a
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+
 def gemm(transa: str, transb: str, a: Any, b: Any, out: Any, alpha: float = 1.0, beta: float = 0.0) -> Any:
     assert (transa, transb) == ("N", "N")
     assert a.dtype == b.dtype == out.dtype
@@ -137,7 +164,8 @@ def modules_of(library: ctypes.CDLL) -> dict[str, types.ModuleType]:
     cupy.cublas.gemm = gemm
     cupy.linalg = types.SimpleNamespace(cholesky=lambda a: device(np.linalg.cholesky(host(a))))
     runtime = types.SimpleNamespace(CUDARuntimeError=RuntimeFailure)
-    cupy.cuda = types.SimpleNamespace(Device=lambda: types.SimpleNamespace(id=0), runtime=runtime)
+    cupy.cuda = types.SimpleNamespace(Device=Device, runtime=runtime)
+    cupy.from_dlpack = lambda a: device(np.from_dlpack(a.memory))
 
     class Errstate:
         def __init__(self, linalg: str):
