@@ -89,6 +89,6 @@ def _cupy(name: str) -> Any:
         import cupy
     except ImportError as error:
         raise ImportError(
-            f"{name} is on a GPU, and copying it needs CuPy: pip install nettrim[cuda12] or nettrim[cuda13]"
+            f"{name} is on a GPU, and copying it needs CuPy: pip install 'nettrim[cuda12]' or 'nettrim[cuda13]'"
         ) from error
     return cupy

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,12 +101,18 @@ OPTION_NAMES = {"n_threads": "--threads"} | {
 
 @contextmanager
 def _door(about: str = "") -> Iterator[None]:
-    """Turn what the library refuses at its door into a line for the user."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        name, space, rest = str(error).partition(" ")
-        raise Refused(f"{about}{OPTION_NAMES.get(name, name)}{space}{rest}") from error
+    """Turn what the library refuses, or warns of, at its door into a line for the user."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield
+        except (ValueError, TypeError) as error:
+            name, space, rest = str(error).partition(" ")
+            raise Refused(f"{about}{OPTION_NAMES.get(name, name)}{space}{rest}") from error
+        finally:
+            for warning in caught:
+                text = str(warning.message).replace('pass omega="linear"', "use --linear")
+                _complain(f"warning: {text}")
 
 
 def _show_version(asked: bool) -> None:
@@ -173,6 +180,8 @@ def _demo(
         "error          ||relu(W^T X) - Y||_F / ||Y||_F, Y being the outputs of the dense layer",
         "duality gap    how far the weights' l1 norm is, at most and relatively, from the smallest one possible;",
         "               if negative, they gain that much by the violation",
+        "biases         are not penalised: none is pruned for its size, and a neuron without one may get one",
+        "samples        digits, and copies of them shifted by a pixel",
         f"time           {report.seconds['total']:.1f} s, of which {report.seconds['compile']:.1f} s of compilation and"
         f" {report.seconds['trade_off']:.1f} s for the trade-off curve",
     ]

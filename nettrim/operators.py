@@ -128,7 +128,8 @@ class Gram:
         """
         X, Y = to_host(X, "X"), to_host(Y, "Y")
         if X.ndim != 2 or X.shape[0] != self.N:
-            raise ValueError(f"X must be {self.N} x P; got {X.shape}")
+            hint = "; samples seem to be in rows, pass X.T" if X.ndim == 2 and X.shape[1] == self.N else ""
+            raise ValueError(f"X must be {self.N} x P; got {X.shape}{hint}")
         if Y.shape != (self.M, X.shape[1]):
             raise ValueError(f"Y must be {self.M} x {X.shape[1]}; got {Y.shape}")
         for name, a in (("X", X), ("Y", Y)):

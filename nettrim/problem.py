@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -57,6 +59,11 @@ class Problem:
     ValueError
         A shape, a sign, an empty array, NaN or inf; the message names the argument.
 
+    Warns
+    -----
+    UserWarning
+        Y has negative entries although `omega` is "active", or X and Y look like matrices with samples in rows.
+
     Attributes
     ----------
     X, Y : arrays in the working dtype
@@ -98,6 +105,13 @@ class Problem:
         self.gram: Gram | None = None
         self._moments: Gram | None = None
         self.N, self.M, self.P = X.shape[0], Y.shape[0], X.shape[1]
+        if X.shape == Y.shape and self.P < self.N:
+            _warn(f"X and Y are {self.N} x {self.P}: {self.P} samples. If samples are in rows, pass X.T and Y.T")
+        if isinstance(omega, str) and omega == "active" and self.Y.min() < 0:
+            _warn(
+                "Y has negative entries, which no ReLU puts out: they count as inactive, W^T X <= V. For a layer "
+                'without a ReLU pass omega="linear", for one with a ReLU its outputs np.maximum(Y, 0)'
+            )
         self.mask, self.linear = _mask(omega, self.Y)
         self.V = _bound(V, self.Y.shape, self.dtype)
         self.C = _weights(C, self.N, self.M, self.dtype)
@@ -272,6 +286,14 @@ def _matrix(a: Any, name: str) -> np.ndarray:
     a = a.astype(a.dtype.newbyteorder("="), copy=False)
     _require_finite(a, name)
     return a
+
+
+def _warn(message: str) -> None:
+    """Warn of the line outside this package that made the problem."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "nettrim":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def _require_finite(a: np.ndarray, name: str, where: str = "") -> None:

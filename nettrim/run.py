@@ -390,6 +390,8 @@ class Run:
     def _finish(self, status: Status, iterations: int, message: str) -> Solution:
         W, dual, certificate = self.found
         self.seconds["total"] = self._elapsed()
+        if self.settings.verbose:
+            print(f"{status}: {message} ({self.seconds['total']:.2f} s)")
         return Solution(
             W=self.problem._place(W),
             status=status,

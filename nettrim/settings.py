@@ -130,7 +130,7 @@ def _number(name: str, value: Any, low: float, high: float, closed: bool = False
         raise TypeError(f"{name} must be a number; got {value!r}")
     inside = low <= value <= high if closed else low < value < high
     if not inside:
-        raise ValueError(f"{name} must be {'in' if closed else 'strictly'} between {low} and {high}; got {value}")
+        raise ValueError(f"{name} must be {'' if closed else 'strictly '}between {low} and {high}; got {value}")
 
 
 def _integer(name: str, value: Any) -> None:

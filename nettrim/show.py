@@ -68,7 +68,7 @@ class Display:
         if check is not None:
             gap = abs(check["gap"])
             self.first_gap = max(self.first_gap, gap)
-            state = f"gap {gap:.1e} ({self.gap_tol:.0e} asked)"
+            state = f"gap {gap:.1e} so far ({self.gap_tol:.0e} asked)"
             if gap > 0 and self.first_gap > self.gap_tol:
                 done = math.log(self.first_gap / gap) / math.log(self.first_gap / self.gap_tol)
                 # a full bar would stop the clock, while the violation may still have to fall
@@ -105,7 +105,7 @@ def print_solution(problem: Problem, solution: Solution, output: Path) -> None:
         f"status      {solution.status}",
         f"kept        {c.nnz} of {solution.W.size} weights ({c.density:.2%})",
         f"error       {c.discrepancy:.4%} of ||Y|| on Omega; allowed epsilon = {problem.epsilon:.6g}{relative}{each}",
-        f"objective   {c.objective:.8g}, proved to be at least {c.dual_bound:.8g}",
+        f"objective   {c.objective:.8g}, " + _bound(c.objective, c.dual_bound),
         f"gap         {c.gap:.2e} (tolerance {s['gap_tol']:g})",
         f"violation   {c.violation:.2e} (tolerance {s['feas_tol']:g})",
         f"time        {solution.seconds['total']:.2f} s, {solution.effort} ({s['method'].replace('_', ' ')})",
@@ -113,10 +113,19 @@ def print_solution(problem: Problem, solution: Solution, output: Path) -> None:
     ]
     if solution.status is Status.INFEASIBLE:
         if solution.smallest_epsilon is not None:
-            lines[4:7] = [f"needs       epsilon >= {solution.smallest_epsilon:.6g}"]
+            least = solution.smallest_epsilon
+            share = f" = {least / problem.y_norm:.4g} ||Y||" if problem.y_norm > 0 else ""
+            lines[4:7] = [f"needs       epsilon >= {least:.6g}{share}"]
         else:
             lines[4:7] = ["needs       other bounds V: no epsilon works"]
     print_lines(open_console(), lines)
+
+
+def _bound(objective: float, dual_bound: float) -> str:
+    """The dual bound in words; an objective below it is what the violation gains."""
+    if objective < dual_bound and f"{objective:.8g}" != f"{dual_bound:.8g}":
+        return f"less than the {dual_bound:.8g} that it takes without the violation below"
+    return f"proved to be at least {dual_bound:.8g}"
 
 
 def print_verdict(

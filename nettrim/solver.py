@@ -168,6 +168,8 @@ def solve(X: Any, Y: Any = None, epsilon: float | None = None, **options: Any) -
     """
     known = {"epsilon_abs", "omega", "V", "C", "neuronwise", "dtype"}
     about = {name: options.pop(name) for name in known & set(options)}
+    # a misspelled option is named before what it leaves missing
+    settings = Settings.make(**options)
     if isinstance(X, Gram):
         if Y is not None:
             raise TypeError("a Gram already holds the outputs: leave Y out")
@@ -179,4 +181,4 @@ def solve(X: Any, Y: Any = None, epsilon: float | None = None, **options: Any) -
         if Y is None:
             raise TypeError("Y is missing: the layer's outputs, M x P")
         problem = Problem(X, Y, epsilon, **about)
-    return Solver(problem, **options).solve()
+    return Solver(problem, settings).solve()

@@ -294,7 +294,10 @@ def test_solve_linear(folder, run):
     rng = np.random.default_rng(1)
     X = layer()["X"]
     np.savez("in.npz", X=X, Y=rng.standard_normal((5, 20)) @ X)
-    assert run("solve", "in.npz", "-o", "o.npz", "--epsilon", 0.2, "--linear", "--backend", "numpy")[0] == CERTIFIED
+    code, _, err = run("solve", "in.npz", "-o", "o.npz", "--epsilon", 0.2, "--linear", "--backend", "numpy", "--quiet")
+    assert (code, err) == (CERTIFIED, "")
+    err = run("solve", "in.npz", "-o", "r.npz", "--epsilon", 0.9)[2]
+    assert "nettrim: warning: Y has negative entries" in err and "use --linear" in err
     code, out, _ = run("verify", "in.npz", "o.npz")
     assert code == CERTIFIED and "certificate holds" in out
 

@@ -80,6 +80,7 @@ def test_outputs_out_of_reach(rng, linear, neuronwise):
     """More samples than inputs, and outputs that have nothing to do with them: the least error is cvxpy's."""
     X = layer(rng, 8, 3, 60)[0]
     Y = rng.standard_normal((3, 60))
+    Y = Y if linear else np.maximum(Y, 0)
     problem = nt.Problem(X, Y, 0.2, omega="linear" if linear else "active", neuronwise=neuronwise)
     solution = nt.Solver(problem).solve()
     assert solution.status == nt.Status.INFEASIBLE, solution.message
@@ -114,7 +115,7 @@ def test_the_scale_of_the_inputs_does_not_matter(rng, scale):
 
 @pytest.mark.parametrize("omega", ["active", "linear"])
 def test_inputs_of_zero_reach_nothing(rng, omega, dtype):
-    Y = rng.standard_normal((3, 20)).astype(dtype)
+    Y = np.abs(rng.standard_normal((3, 20))).astype(dtype)
     problem = nt.Problem(np.zeros((5, 20), dtype), Y, 0.1, omega=omega)
     solution = nt.Solver(problem).solve()
     assert solution.status == nt.Status.INFEASIBLE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from helpers import reversed_view, solve_tightly
@@ -9,7 +11,8 @@ from instances import layer
 
 import nettrim as nt
 
-pytestmark = pytest.mark.filterwarnings("error")
+# most tests here give a linear layer's outputs, which is warned of and has a test of its own
+pytestmark = pytest.mark.filterwarnings("error", "ignore:Y has negative entries")
 
 
 @pytest.fixture(scope="module")
@@ -475,3 +478,37 @@ def test_replace_changes_one_thing(data):
     mask = np.zeros(Y.shape, bool)
     mask[:, ::2] = True
     np.testing.assert_array_equal(nt.Problem(X, Y, 0.1, omega=mask).replace(Y=flipped).mask, mask)
+
+
+def test_outputs_that_no_relu_puts_out_are_warned_of(rng):
+    X, Y = rng.standard_normal((6, 30)), rng.standard_normal((3, 30))
+    with pytest.warns(UserWarning, match="Y has negative entries.*linear") as caught:
+        problem = nt.Problem(X, Y, epsilon=0.1)
+    # the warning points at the caller, however deep the problem is made
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="negative") as caught:
+        nt.solve(X, Y, epsilon=0.9)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nt.Problem(X, Y, epsilon=0.1, omega="linear")
+        nt.Problem(X, Y, epsilon=0.1, omega=Y > 0)
+        nt.Problem(X, np.maximum(Y, 0), epsilon=0.1)
+        problem.replace(epsilon=0.2)
+
+
+def test_samples_in_rows_of_a_square_layer_are_warned_of(rng):
+    X = np.abs(rng.standard_normal((30, 6)))
+    with pytest.warns(UserWarning, match=r"6 samples.*X\.T"):
+        nt.Problem(X, X, epsilon=0.1)
+
+
+def test_a_misspelled_option_is_named_before_what_is_missing(rng):
+    X = np.abs(rng.standard_normal((6, 30)))
+    with pytest.raises(TypeError, match="epsilonn"):
+        nt.solve(X, X[:3], epsilonn=0.1)
+
+
+def test_gram_hints_at_samples_in_rows(rng):
+    with pytest.raises(ValueError, match=r"X must be 6 x P.*X\.T"):
+        nt.Gram(6, 3).add(rng.standard_normal((30, 6)), rng.standard_normal((30, 3)))

@@ -431,8 +431,9 @@ def test_verbose_prints_a_line_per_check(capsys, method, unit):
     solution = nt.Solver(problem_of(), verbose=True, gap_tol=1e-6, method=method).solve()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == [unit, "objective", "dual", "bound", "gap", "seconds"]
-    assert len(lines) == 1 + len(solution.history)
-    assert [int(line.split()[0]) for line in lines[1:]] == [row["iteration"] for row in solution.history]
+    assert len(lines) == 2 + len(solution.history)
+    assert lines[-1].startswith("solved: gap")
+    assert [int(line.split()[0]) for line in lines[1:-1]] == [row["iteration"] for row in solution.history]
     nt.Solver(problem_of()).solve()
     assert capsys.readouterr().out == ""
 

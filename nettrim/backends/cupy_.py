@@ -30,7 +30,7 @@ def _cupy() -> Any:
         import cupy.cublas
     except ImportError as error:
         raise ImportError(
-            'backend="cupy" needs CuPy: pip install nettrim[cuda12] or nettrim[cuda13], for your CUDA version'
+            "backend=\"cupy\" needs CuPy: pip install 'nettrim[cuda12]' or 'nettrim[cuda13]', for your CUDA version"
         ) from error
     return cupy
 
