@@ -38,9 +38,8 @@ def to_host(a: Any, name: str) -> np.ndarray:
     ImportError
         It is on a GPU and CuPy is missing.
     """
-    if isinstance(a, np.ndarray) and not _on_gpu(a):
-        return np.asarray(a)
-    if not hasattr(a, "__dlpack_device__"):
+    # NumPy's own do not go through DLPack, which refuses read-only ones
+    if not hasattr(a, "__dlpack_device__") or (isinstance(a, np.ndarray) and not _on_gpu(a)):
         return np.asarray(a)
     try:
         kind, index = a.__dlpack_device__()

@@ -101,8 +101,8 @@ def exact_work(start: Start, loop: Loop, constants: tuple[float, float, float]) 
     """Estimated flops of working sets from a start, with the constants `COARSE` or `FINE` for its kind.
 
     A neuron whose system ends with m rows costs about c m^3 + d: its path has kinks in proportion to m, of O(m^2)
-    each; and its products cost m^2 a sample. The constants were fitted to 12 layers and radii of an MNIST network on
-    two cores.
+    each; and its products cost m^2 a sample. `COARSE` was fitted to 12 layers and radii of an MNIST network on two
+    cores, `FINE` to the three radii of the layer there that starts so.
     """
     cube, neuron, growth = constants
     supports = np.count_nonzero(start.W, axis=0)

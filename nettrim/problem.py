@@ -89,9 +89,10 @@ class Problem:
         neuronwise: bool = False,
         dtype: Any = None,
     ):
-        #: puts results where the caller's X lives
-        self._place = place_of(X)
+        given = X
         X, Y = _matrix(X, "X"), _matrix(Y, "Y")
+        #: puts results where the caller's X lives
+        self._place = place_of(given)
         if X.shape[1] != Y.shape[1]:
             raise ValueError(
                 f"X and Y must have one column per sample: X is {X.shape}, Y is {Y.shape}"

@@ -46,6 +46,16 @@ def layer(rng: np.random.Generator, N: int, M: int, P: int, kept: float = 0.3) -
     return X, W.T @ X + 0.05 * rng.standard_normal((M, N)) @ X / np.sqrt(N)
 
 
+#: kinds of problems that every solver is tried on, as options of `random_problem`
+KINDS: dict[str, dict[str, Any]] = {
+    "relu": {},
+    "linear": {"linear": True},
+    "neuronwise": {"neuronwise": True},
+    "bias free": {"weights": "rows"},
+    "bounds": {"bound": "array"},
+}
+
+
 def random_problem(
     rng: np.random.Generator,
     N: int,

@@ -10,7 +10,7 @@ import pytest
 from helpers import solve_tightly
 from hypothesis import example, given
 from hypothesis import strategies as st
-from instances import infeasible_with_ray, known_optimum, random_problem
+from instances import KINDS, infeasible_with_ray, known_optimum, random_problem
 from nettrim.kernels import active_set, passes, path, systems
 
 import nettrim as nt
@@ -212,15 +212,6 @@ def test_a_path_gets_through_dependent_sets(seed):
 
 
 # the method
-
-
-KINDS = {
-    "relu": {},
-    "linear": {"linear": True},
-    "neuronwise": {"neuronwise": True},
-    "bias free": {"weights": "rows"},
-    "bounds": {"bound": "array"},
-}
 
 
 def run(problem, start, **settings):
