@@ -1,15 +1,18 @@
-"""The GPU backend: correctness against the numpy backend, then speed. Needs CuPy and a GPU; about 5 minutes.
+"""The GPU backend: correctness against the numpy backend, then speed. Needs CuPy and a GPU; about 6 minutes.
 
 python bench/gpu.py            writes bench/results/gpu.json
 python bench/gpu.py --quick    smaller sizes, for a card with little memory
 
-1. check: passes, products and solves, against the numpy backend in float64.
+1. check: solves, with all samples on the card and with streamed ones, against the numpy backend in float64.
 2. iteration: one ADMM iteration against its cuBLAS products alone, and their share of the measured float32 GEMM peak.
-3. certificate: seconds to gap 1e-3 against the numba backend, ADMM both, with all cores and with two.
-4. scaling: an iteration against P.
+3. scaling: an iteration against P, in microseconds a sample.
+4. streamed: an iteration with a half, a quarter and none of the samples on the card, against all of them there, and
+   against what the bus and the products alone would take.
+5. certificate: seconds to gap 1e-3 against the numba backend, ADMM both, with all cores and with two; and what
+   backend="auto" would have chosen.
 
-Layers are random ReLU layers with sparse planted weights. The script runs where only numpy, scipy, numba and cupy are
-installed: without threadpoolctl, BLAS keeps its threads and the two-core comparison is left out.
+Layers are random ReLU layers, a tenth of whose weights are large. The script runs where only numpy, scipy, numba and
+cupy are installed: without threadpoolctl, BLAS keeps its threads and the two-core comparison is left out.
 """
 
 from __future__ import annotations
@@ -47,35 +50,57 @@ from common import environment, write  # noqa: E402
 
 import nettrim as nt  # noqa: E402
 from nettrim import backends  # noqa: E402
+from nettrim import device as choice  # noqa: E402
 from nettrim.admm import Factor, Loop  # noqa: E402
-from nettrim.operators import Dense  # noqa: E402
+from nettrim.memory import SLOTS  # noqa: E402
+from nettrim.memory import plan as memory_plan  # noqa: E402
+from nettrim.operators import Dense, KnownGram  # noqa: E402
+from nettrim.samples import Resident  # noqa: E402
+from nettrim.streamed import Streamed  # noqa: E402
 
 SIZES = [(1001, 100, 5000), (1001, 1000, 60000), (4096, 4096, 65536)]
 QUICK = [(201, 50, 2000), (1001, 100, 5000)]
 SCALING = [(1001, 1000, P) for P in (7500, 15000, 30000, 60000, 120000)]
+STREAMED = [(1001, 1000, 60000), (4096, 4096, 65536)]
+CERTIFICATE = [(1001, 100, 5000), (1001, 1000, 20000)]
+#: the problem of the check, the side of the product that gives the peak, iterations that are timed together
+CHECK, PEAK, COUNT = (120, 30, 3000), 8192, 20
 
 
 def layer(N: int, M: int, P: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs (N, P) float32, non-negative with a last row of ones, and outputs (M, P) of a sparse ReLU layer."""
+    """Inputs (N, P) float32, non-negative with a last row of ones, and outputs (M, P) of a nearly sparse ReLU layer."""
     rng = np.random.default_rng(seed)
     X = np.maximum(rng.standard_normal((N, P), dtype=np.float32), 0)
     X[-1] = 1
     W = rng.standard_normal((N, M), dtype=np.float32) * (rng.random((N, M), dtype=np.float32) < 0.1)
-    return X, np.maximum(W.T @ X + 0.3 * rng.standard_normal((M, P), dtype=np.float32), 0)
+    # a trained layer's other weights are small, not zero; noise on the outputs might make the layer infeasible
+    W += 0.05 * rng.standard_normal((N, M), dtype=np.float32)
+    return X, np.maximum(W.T @ X, 0)
 
 
-def check(be) -> dict:
-    """Largest relative difference of a float64 solve, and of the passes in float32, from the numpy backend's."""
-    X, Y = layer(120, 30, 3000)
+def check() -> dict:
+    """Relative difference of float64 solves from the numpy backend's."""
+    X, Y = layer(*CHECK)
     found = {}
     for omega in ("active", "linear"):
         problem = nt.Problem(X, Y, 0.1, omega=omega, dtype=np.float64)
-        ours = nt.Solver(problem, backend="cupy", gap_tol=1e-6).solve()
         plain = nt.Solver(problem, backend="numpy", method="admm", polish=False, gap_tol=1e-6).solve()
-        a, b = ours.certificate.objective, plain.certificate.objective
-        found[omega] = {"status": str(ours.status), "gap": ours.certificate.gap, "difference": abs(a - b) / b}
-        if ours.status != nt.Status.SOLVED or abs(a - b) > 1e-5 * b:
-            raise SystemExit(f"the GPU's answer differs: {found}")
+        whole = nt.Solver(problem, backend="cupy", gap_tol=1e-6)
+        solvers = {omega: whole}
+        if omega == "active":
+            little = 0.6 * whole.memory_plan().needed
+            solvers["active, streamed"] = nt.Solver(problem, backend="cupy", gap_tol=1e-6, device_memory=little)
+        for name, solver in solvers.items():
+            ours = solver.solve()
+            a, b = ours.certificate.objective, plain.certificate.objective
+            found[name] = {
+                "status": str(ours.status),
+                "gap": ours.certificate.gap,
+                "difference": abs(a - b) / b,
+                "streamed": solver.memory_plan().streamed,
+            }
+            if ours.status != nt.Status.SOLVED or abs(a - b) > 1e-5 * b:
+                raise SystemExit(f"the GPU's answer differs: {found}")
     return found
 
 
@@ -100,15 +125,24 @@ def gemm_peak(cp, be, size: int) -> float:
     return 2 * size**3 / seconds(cp, lambda: be.product(A, A, C), 5)
 
 
-def iteration(cp, be, N: int, M: int, P: int, peak: float) -> dict:
-    X, Y = layer(N, M, P)
+def loop_of(be, X: np.ndarray, Y: np.ndarray, limit: float | None = None) -> Loop:
+    """The loop of a layer at epsilon .1, with all samples on the card, or within so many bytes."""
     dtype = np.dtype(np.float32)
-    operator = Dense(X, be, dtype)
-    target, mask = be.asarray(Y, dtype), be.asarray(Y > 0, bool)
-    one = be.asarray(np.ones((1, 1)), dtype)
+    zero, one = np.zeros((1, 1), dtype), be.asarray(np.ones((1, 1)), dtype)
     radii = np.array([0.1 * float(np.linalg.norm(Y))])
-    loop = Loop(operator, target, mask, 0 * one, one, radii, Factor(operator, be, dtype), be)
-    state = loop.start()
+    if limit is None:
+        dense = Dense(X, be, dtype)
+        samples = Resident(dense, be.rowwise(Y, dtype), be.rowwise(Y > 0, bool), be.asarray(zero, dtype), be)
+        return Loop(samples, one, radii, Factor(dense, be, dtype))
+    layout = memory_plan(X.shape[0], *Y.shape, 4, be.memory()[1], limit)
+    assert layout.streamed
+    threads = os.cpu_count() or 1
+    samples = Streamed(X, Y, Y > 0, zero, be, dtype, layout.kept, layout.width, SLOTS, threads)
+    return Loop(samples, one, radii, Factor(KnownGram(X.shape, samples.gram()), be, dtype))
+
+
+def iteration_seconds(cp, loop: Loop, state) -> float:
+    """Seconds of an iteration, without checks or adaptation."""
 
     def run(k: int) -> float:
         settings = nt.Settings(max_iterations=k, adapt=False, check_every=10**6, method="admm")
@@ -118,11 +152,16 @@ def iteration(cp, be, N: int, M: int, P: int, peak: float) -> dict:
         cp.cuda.Device().synchronize()
         return time.perf_counter() - began
 
-    run(5)
-    count = 20
+    run(3)
     # the last iteration of a run is a check: the difference of two runs has none
-    each = float(np.median([(run(2 * count) - run(count)) / count for _ in range(3)]))
-    F = cp.zeros((N, M), dtype)
+    return float(np.median([(run(2 * COUNT) - run(COUNT)) / COUNT for _ in range(3)]))
+
+
+def iteration(cp, be, N: int, M: int, P: int, peak: float) -> dict:
+    loop = loop_of(be, *layer(N, M, P))
+    state, operator = loop.start(), loop.samples.operator
+    each = iteration_seconds(cp, loop, state)
+    F = cp.zeros((N, M), np.float32)
     parts = {
         "adjoint": seconds(cp, lambda: operator.adjoint(state.T), 10),
         "inverse": seconds(cp, lambda: loop.factor.solve(F, state.r), 10),
@@ -139,8 +178,42 @@ def iteration(cp, be, N: int, M: int, P: int, peak: float) -> dict:
         "parts_ms": {name: 1e3 * value for name, value in parts.items()},
         "ratio": each / products,
         "percent_of_peak": 100 * flops / each / peak,
-        "state_megabytes": (2 * M * P * 4 + M * P + N * P * 4) / 1e6,
+        "microseconds_per_sample": 1e6 * each / P,
+        "planned_megabytes": memory_plan(N, M, P, 4, 1 << 50).needed / 1e6,
     }
+
+
+def streamed(cp, be, N: int, M: int, P: int) -> list[dict]:
+    """An iteration with parts of the samples on the card, after one with all of them there."""
+    X, Y = layer(N, M, P)
+    loop = loop_of(be, X, Y)
+    resident = iteration_seconds(cp, loop, loop.start())
+    del loop
+    bus = choice._device_speed(np.dtype(np.float32)).bytes
+    whole, rows = memory_plan(N, M, P, 4, 1 << 50), []
+    least = sum(whole.fixed.values())
+    for part in (0.5, 0.25, 0.0):
+        limit = least + max(part, 0.05) * whole.per_sample * P
+        layout = memory_plan(N, M, P, 4, be.memory()[1], limit)
+        loop = loop_of(be, X, Y, limit)
+        each = iteration_seconds(cp, loop, loop.start())
+        del loop
+        rows.append(
+            {
+                "N": N,
+                "M": M,
+                "P": P,
+                "kept": layout.kept / P,
+                "iteration_ms": 1e3 * each,
+                "resident_ms": 1e3 * resident,
+                "ratio": each / resident,
+                "moved_gigabytes": layout.moved / 1e9,
+                "bus_gigabytes_per_second": bus / 1e9,
+                # hidden transfers cost what the longer of the two takes
+                "ratio_to_bound": each / max(resident, layout.moved / bus),
+            }
+        )
+    return rows
 
 
 def certificate(N: int, M: int, P: int) -> dict:
@@ -161,7 +234,7 @@ def certificate(N: int, M: int, P: int) -> dict:
             "violation": solution.certificate.violation,
             "phases": solution.seconds,
         }
-    return {"N": N, "M": M, "P": P, "runs": rows}
+    return {"N": N, "M": M, "P": P, "auto": choice.choose(problem, nt.Settings()), "runs": rows}
 
 
 def main() -> None:
@@ -179,9 +252,9 @@ def main() -> None:
         "cuda": cp.cuda.runtime.runtimeGetVersion(),
         "driver": cp.cuda.runtime.driverGetVersion(),
     }
-    record["check"] = check(be)
+    record["check"] = check()
     print("check", record["check"], flush=True)
-    peak = gemm_peak(cp, be, 2048 if args.quick else 8192)
+    peak = gemm_peak(cp, be, min(PEAK, 2048) if args.quick else PEAK)
     record["gemm_peak_tflops"] = peak / 1e12
     print(f"float32 GEMM {peak / 1e12:.1f} TFLOP/s", flush=True)
     for name, sizes in (("iteration", QUICK if args.quick else SIZES), ("scaling", [] if args.quick else SCALING)):
@@ -195,8 +268,18 @@ def main() -> None:
                 flush=True,
             )
             write("gpu", record)
+    rows = record.setdefault("streamed", [])
+    for size in QUICK[1:] if args.quick else STREAMED:
+        for r in streamed(cp, be, *size):
+            rows.append(r)
+            print(
+                f"streamed N {r['N']} M {r['M']} P {r['P']}, {r['kept']:.0%} on the card: {r['iteration_ms']:.2f} ms, "
+                f"{r['ratio']:.2f} of resident, {r['ratio_to_bound']:.2f} of the bound",
+                flush=True,
+            )
+        write("gpu", record)
     rows = record.setdefault("certificate", [])
-    for size in QUICK[:1] if args.quick else [(1001, 100, 5000), (1001, 1000, 20000)]:
+    for size in QUICK[:1] if args.quick else CERTIFICATE:
         rows.append(certificate(*size))
         for name, r in rows[-1]["runs"].items():
             print(f"certificate {size} {name}: {r['seconds']:.2f} s, {r['status']}, gap {r['gap']:.0e}", flush=True)

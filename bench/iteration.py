@@ -47,9 +47,9 @@ def measure(index: int, P: int, dtype, threads: int, repeats: int) -> dict:
     F = np.random.default_rng(1).standard_normal((N, M)).astype(dtype) * dtype(1e-9)
 
     def products():
-        R = loop.operator.adjoint(B)
+        R = loop.samples.operator.adjoint(B)
         loop.factor.solve(R, state.r)
-        loop.operator.forward(F, B, 1.0, 1.0)
+        loop.samples.operator.forward(F, B, 1.0, 1.0)
 
     block = 20  # iterations timed together, without a check or an adaptation
     quiet = Settings(max_iterations=10**9, check_every=10**9, adapt=False)

@@ -157,47 +157,32 @@ class Loop:
 
     Parameters
     ----------
-    operator : Dense
-        X.
-    target, mask, upper : (M, P), (M, P), (M, P) or (1, 1) device arrays
-        Y, Omega and V.
+    samples : Samples
+        X, Y, Omega and V.
     weights : (N, M), (N, 1) or (1, 1) device array
         C.
     radii : (1,) or (M,) array
     factor : Factor
-    backend : Backend
+        Of the same X.
     """
 
-    def __init__(
-        self,
-        operator: Any,
-        target: Any,
-        mask: Any,
-        upper: Any,
-        weights: Any,
-        radii: np.ndarray,
-        factor: Factor,
-        backend,
-    ):
-        self.operator, self.factor, self.backend = operator, factor, backend
-        self.target, self.mask, self.upper, self.weights = target, mask, upper, weights
-        self.radii = radii
-        self.dtype = target.dtype
+    def __init__(self, samples: Any, weights: Any, radii: np.ndarray, factor: Factor):
+        self.samples, self.factor, self.backend = samples, factor, samples.backend
+        self.weights, self.radii, self.dtype = weights, radii, samples.dtype
         #: ||y_m|| on Omega
-        self.sizes = np.sqrt(backend.to_host(backend.ball_norms(0 * target, target, mask)))
-        self._host_weights = backend.to_host(weights).astype(np.float64)
+        self.sizes = samples.sizes()
+        self._host_weights = self.backend.to_host(weights).astype(np.float64)
 
     def start(self) -> State:
         """State at W = 0, with the threshold in the units of the ridge solution's weights."""
-        M, P = self.target.shape
-        N = self.operator.shape[0]
+        N, M, _ = self.samples.shape
         be = self.backend
         r = self.factor.balance(BALANCE_START * (self.factor.size or 1.0))
-        ridge = np.abs(be.to_host(self.factor.solve(self.operator.adjoint(self.target), r)))
+        ridge = np.abs(be.to_host(self.factor.solve(self.samples.target_product(), r)))
         typical = THRESHOLD_START * float(ridge.mean(dtype=np.float64)) or 1.0
         C = self._host_weights
         tau = typical / (float(C[C > 0].mean()) if (C > 0).any() else 1.0)
-        return State(be.zeros((M, P), self.dtype), be.zeros((N, M), self.dtype), be.zeros((N, M), self.dtype), r, tau)
+        return State(self.samples.state(), be.zeros((N, M), self.dtype), be.zeros((N, M), self.dtype), r, tau)
 
     def run(
         self,
@@ -220,24 +205,24 @@ class Loop:
         adapt_at = iter(_schedule())
         # a warm start keeps the penalties it had found: the schedule goes on where it was
         next_adapt = next(k for k in adapt_at if k > state.iteration)
+        squares = self.samples.squares(state.T)
         while True:
             state.iteration += 1
             k = state.iteration - first
             reason = stopped() or ("max_iterations" if k >= settings.max_iterations else None)
             checking = reason is not None or k % settings.check_every == 0
             a = 1.0 if checking else alpha
-            scale = self._scale(state.T)
+            scale = self._scale(squares)
             threshold = self.weights * self.dtype.type(state.tau)
             if checking:
                 weights = be.copy(state.T2)
                 be.soft_relax(weights, threshold, 1.0)
                 weights = state.T2 - weights
-            be.project_relax(state.T, self.target, self.mask, self.upper, scale, a)
             be.soft_relax(state.T2, threshold, a)
-            R = self.operator.adjoint(state.T)
+            R, sums = self.samples.project(state.T, scale, a, sums=checking)
             verdict = None
             if checking:
-                check = self._check(state, weights, R, k, time.perf_counter() - began)
+                check = self._check(state, weights, R, sums, k, time.perf_counter() - began)
                 check.last = reason is not None
                 if accept(check):
                     verdict = "accepted"
@@ -248,7 +233,7 @@ class Loop:
             F = self.dtype.type(2 - a) * state.W
             W = F - D
             F -= 2 * D
-            self.operator.forward(F, state.T, 1.0, 1.0)
+            squares = self.samples.advance(state.T, F)
             state.T2 += F
             step = W - state.W
             state.W = W
@@ -256,31 +241,36 @@ class Loop:
                 return verdict
             if settings.adapt and state.iteration >= next_adapt:
                 next_adapt = next(adapt_at)
-                self._adapt(state, step, ADAPT_DEADBAND if state.iteration <= ADAPT_AT[-1] else ADAPT_LATE)
+                deadband = ADAPT_DEADBAND if state.iteration <= ADAPT_AT[-1] else ADAPT_LATE
+                squares = self._adapt(state, step, squares, deadband)
 
-    def _scale(self, T: Any) -> Any:
-        """Shrink factor of each row towards Y: the projection onto the ball (or each row's own)."""
-        return self.backend.ball_scale(T, self.target, self.mask, self.radii)
+    def _scale(self, squares: Any) -> Any:
+        """Shrink factor of each row towards Y, from its squared distance: the projection onto the ball or balls."""
+        return self.backend.shrink(squares, self.radii, self.dtype)
 
-    def _check(self, state: State, weights: Any, product: Any, iteration: int, seconds: float) -> Check:
+    def _check(
+        self, state: State, weights: Any, product: Any, sums: np.ndarray, iteration: int, seconds: float
+    ) -> Check:
         """Objective of W2 and the bound of the multipliers rho1 B1, whose dual constraint is `product`."""
-        be = self.backend
         rho1 = 1 / (state.r * state.tau)
-        objective, dual = self.bound(weights, product, state.T, rho1)
+        objective, dual = self.bound(weights, product, sums, rho1)
         size = max(abs(objective), abs(dual))
         gap = (objective - dual) / size if size > 0 else 0.0
         kept = state.T
-        return Check(
-            iteration, objective, dual, gap, seconds, weights, lambda: be.to_host(kept) * self.dtype.type(rho1)
-        )
 
-    def bound(self, weights: Any, product: Any, multiplier: Any, rho: float | np.ndarray = 1.0) -> tuple[float, float]:
-        """Objective of `weights`, and dual value of rho times `multiplier` scaled into |X L^T| <= C, row by row.
+        def multiplier() -> np.ndarray:
+            return self.samples.to_host(kept) * self.dtype.type(rho1)
 
-        `product` is X multiplier^T, N x M. Rows with C = 0 are taken as balanced: the certificate does that properly.
+        return Check(iteration, objective, dual, gap, seconds, weights, multiplier)
+
+    def bound(self, weights: Any, product: Any, sums: np.ndarray, rho: float | np.ndarray = 1.0) -> tuple[float, float]:
+        """Objective of `weights`, and dual value of rho times a multiplier scaled into |X L^T| <= C, row by row.
+
+        `product` is X multiplier^T, N x M, and `sums` the multiplier sums. Rows with C = 0 are taken as balanced: the
+        certificate does that properly.
         """
         be = self.backend
-        linear, squares, upper = be.multiplier_sums(multiplier, self.target, self.mask, self.upper).T * rho
+        linear, squares, upper = sums.T * rho
         norms = np.sqrt(squares * rho)
         W, H = be.to_host(weights), np.abs(be.to_host(product))
         C = self._host_weights
@@ -295,18 +285,8 @@ class Loop:
         return objective, max(dual, 0.0)
 
     def violations(self, W: Any) -> tuple[np.ndarray, float, float]:
-        """Squared ball distance per row, squared and largest excess over V, of device weights W; blocks of neurons."""
-        M, P = self.target.shape
-        block = max(1, min(M, (24 << 20) // (self.dtype.itemsize * P)))
-        rows = []
-        Z = self.backend.zeros((block, P), self.dtype)
-        for m in range(0, M, block):
-            s = slice(m, min(m + block, M))
-            z = Z[: s.stop - m]
-            self.operator.forward(self.backend.copy(W[:, s]), z)
-            upper = self.upper if self.upper.size == 1 else self.upper[s]
-            rows.append(self.backend.violation_sums(z, self.target[s], self.mask[s], upper))
-        sums = np.concatenate(rows)
+        """Squared ball distance per row, squared and largest excess over V, of device weights W."""
+        sums = self.samples.violations(W)
         return sums[:, 0], float(sums[:, 1].sum()), float(sums[:, 2].max())
 
     def relative_violation(self, rows: np.ndarray, excess: float) -> float:
@@ -320,16 +300,15 @@ class Loop:
         size = np.sqrt(squares.sum())
         return max(float(ball), float(np.sqrt(excess) / size) if size > 0 else float(np.sqrt(excess)))
 
-    def _adapt(self, state: State, step: Any, deadband: float) -> None:
-        """Balance primal and dual residuals of each split by itself; costs two products, three if a penalty changes."""
+    def _adapt(self, state: State, step: Any, squares: Any, deadband: float) -> Any:
+        """Balance primal and dual residuals of each split by itself; costs two products, three if a penalty changes.
+
+        Returns the squares of the state that results.
+        """
         be = self.backend
-        Z = be.zeros(state.T.shape, self.dtype)
-        self.operator.forward(step, Z)
-        moved1, moved2 = be.norm(Z), be.norm(step)
-        self.operator.forward(state.W, Z)
-        sums = be.residual_sums(state.T, Z, self.target, self.mask, self.upper, self._scale(state.T))
+        moved1, sums = self.samples.measure(state.T, state.W, step, self._scale(squares))
+        moved2 = be.norm(step)
         primal1, size1, multiplier1 = np.sqrt(sums.sum(0))
-        del Z
         weights = be.copy(state.T2)
         be.soft_relax(weights, self.weights * self.dtype.type(state.tau), 1.0)
         weights = state.T2 - weights
@@ -337,13 +316,14 @@ class Loop:
         q1 = _ratio(primal1, size1, moved1, multiplier1)
         q2 = _ratio(primal2, size2, moved2, multiplier2)
         if max(q1, q2, 1 / q1, 1 / q2) <= deadband:
-            return
+            return squares
         r = self.factor.balance(state.r * q2 / q1)
         q2 = r / state.r * q1
         # the scaled multipliers U = W^T X - T1 and W - T2 shrink as the penalties grow
-        self.operator.forward(state.W, state.T, 1 - 1 / q1, 1 / q1)
+        squares = self.samples.rescale(state.T, state.W, 1 / q1)
         state.T2 = state.W + (state.T2 - state.W) * self.dtype.type(1 / q2)
         state.r, state.tau = r, state.tau / q2
+        return squares
 
 
 def _ratio(primal: float, size: float, moved: float, multiplier: float) -> float:

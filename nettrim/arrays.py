@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["place_of", "to_host"]
+__all__ = ["on_gpu", "place_of", "to_host"]
 
 #: DLPack's codes of memory that the host can read
 _HOST = (1, 3)
@@ -39,7 +39,7 @@ def to_host(a: Any, name: str) -> np.ndarray:
         It is on a GPU and CuPy is missing.
     """
     # NumPy's own do not go through DLPack, which refuses read-only ones
-    if not hasattr(a, "__dlpack_device__") or (isinstance(a, np.ndarray) and not _on_gpu(a)):
+    if not hasattr(a, "__dlpack_device__") or (isinstance(a, np.ndarray) and not on_gpu(a)):
         return np.asarray(a)
     try:
         kind, index = a.__dlpack_device__()
@@ -60,7 +60,7 @@ def to_host(a: Any, name: str) -> np.ndarray:
 
 def place_of(a: Any) -> Callable[[np.ndarray], Any]:
     """Function that puts a NumPy result where `a` lives: on its GPU for torch and CuPy to use, else as it is."""
-    if not _on_gpu(a):
+    if not on_gpu(a):
         return _same
     index = a.__dlpack_device__()[1]
     is_torch = type(a).__module__.split(".")[0] == "torch"
@@ -79,7 +79,8 @@ def _same(result: np.ndarray) -> np.ndarray:
     return result
 
 
-def _on_gpu(a: Any) -> bool:
+def on_gpu(a: Any) -> bool:
+    """Whether `a` is an array in the memory of a CUDA GPU."""
     return hasattr(a, "__dlpack_device__") and a.__dlpack_device__()[0] in _CUDA
 
 

@@ -77,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}")
     except MemoryError as error:
-        return _complain(f"not enough memory: {error}" if str(error) else "not enough memory")
+        # a memory plan is a table
+        print(f"nettrim: not enough memory{f': {error}' if str(error) else ''}", file=sys.stderr)
+        return USAGE
     except Exception as error:
         # usage errors of typer, which carries its own copy of click or the package, depending on its version
         if not hasattr(error, "format_message"):
@@ -95,7 +97,10 @@ def _complain(message: str) -> int:
 #: options that are called otherwise in the library
 OPTION_NAMES = {"n_threads": "--threads"} | {
     name: "--" + name.replace("_", "-")
-    for name in ("epsilon", "epsilon_abs", "gap_tol", "feas_tol", "max_iterations", "time_limit", "method", "backend")
+    for name in (
+        *("epsilon", "epsilon_abs", "gap_tol", "feas_tol", "max_iterations", "time_limit", "method", "backend"),
+        "device_memory",
+    )
 }
 
 
@@ -222,6 +227,10 @@ def _solve(
     threads: Annotated[int | None, typer.Option(help="Threads to use.", show_default="all cores")] = None,
     method: Annotated[str, typer.Option(help="auto, working_set or admm.")] = "auto",
     backend: Annotated[str, typer.Option(help="auto, numba, numpy or cupy.")] = "auto",
+    device_memory: Annotated[
+        float | None,
+        typer.Option(help="Bytes of a GPU's memory to use, such as 8e9.", show_default="what is free, less a reserve"),
+    ] = None,
     dtype: Annotated[
         Precision | None, typer.Option(help="Working precision.", show_default="the wider one of X and Y")
     ] = None,
@@ -256,11 +265,19 @@ def _solve(
             n_threads=threads,
             method=method,
             backend=backend,
+            device_memory=device_memory,
             callback=lambda check: display(stage, check),
         )
+    try:
+        solver = Solver(problem, settings)
+    except (ImportError, RuntimeError) as error:
+        raise Refused(f"--backend {backend}: {error}") from error
+    plan = solver.memory_plan()
+    if plan is not None and not quiet:
+        print(plan.table(), file=sys.stderr)
     with display:
         display(stage, None)
-        solution = Solver(problem, settings).solve()
+        solution = solver.solve()
     about = {
         "nettrim": __version__,
         "epsilon_abs": problem.epsilon,

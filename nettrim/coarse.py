@@ -9,9 +9,10 @@ import numpy as np
 
 from nettrim.admm import Check, Factor, Loop
 from nettrim.operators import Dense
+from nettrim.samples import Resident
 from nettrim.settings import Settings
 
-__all__ = ["Start", "coarse_start", "exact_work", "iteration_work", "iterations", "read_start"]
+__all__ = ["Start", "coarse_start", "exact_work", "iteration_work", "iterations", "read_start", "relative_radius"]
 
 #: samples of the coarse problem, its iterations at most, and the gap it is solved to
 SAMPLES, ITERATIONS, GAP = 1000, 150, 0.15
@@ -50,15 +51,19 @@ def coarse_start(loop: Loop, stopped: Callable[[], str | None]) -> Start:
     stopped : callable
         Asked at every iteration for a reason to stop; what has been found by then is returned.
     """
-    P = loop.target.shape[1]
+    P = loop.samples.target.shape[1]
     be, dtype = loop.backend, loop.dtype
     # the square root of a linear layer's moments has no samples to choose from, and few columns
-    count = P if P <= SAMPLES or loop.mask.all() else SAMPLES
+    count = P if P <= SAMPLES or loop.samples.mask.all() else SAMPLES
     index = np.linspace(0, P - 1, count).astype(int)
-    operator = Dense(np.ascontiguousarray(loop.operator.X[:, index]), be, dtype)
-    target, mask = np.ascontiguousarray(loop.target[:, index]), np.ascontiguousarray(loop.mask[:, index])
-    upper = loop.upper if loop.upper.size == 1 else np.ascontiguousarray(loop.upper[:, index])
-    coarse = Loop(operator, target, mask, upper, loop.weights, loop.radii, Factor(operator, be, dtype), be)
+    operator = Dense(np.ascontiguousarray(loop.samples.operator.X[:, index]), be, dtype)
+    target, mask = (
+        np.ascontiguousarray(loop.samples.target[:, index]),
+        np.ascontiguousarray(loop.samples.mask[:, index]),
+    )
+    upper = loop.samples.upper if loop.samples.upper.size == 1 else np.ascontiguousarray(loop.samples.upper[:, index])
+    samples = Resident(operator, target, mask, upper, be)
+    coarse = Loop(samples, loop.weights, loop.radii, Factor(operator, be, dtype))
     sizes, whole = coarse.sizes, loop.sizes
     if loop.radii.size == 1:
         sizes, whole = np.array([np.linalg.norm(sizes)]), np.array([np.linalg.norm(whole)])
@@ -77,9 +82,9 @@ def coarse_start(loop: Loop, stopped: Callable[[], str | None]) -> Start:
 
 def read_start(loop: Loop, check: Check, index: np.ndarray | None = None) -> Start:
     """Start from a check of ADMM; `index` are the loop's samples among those of the layer, all by default."""
-    M = loop.target.shape[0]
+    M = loop.samples.target.shape[0]
     L = check.multiplier()
-    squares = loop.backend.multiplier_sums(L, loop.target, loop.mask, loop.upper)[:, 1]
+    squares = loop.samples.multiplier_sums(L)[:, 1]
     if loop.radii.size == 1:
         squares = squares.sum(keepdims=True)
     # on Omega the multipliers are the residuals over mu
@@ -87,7 +92,7 @@ def read_start(loop: Loop, check: Check, index: np.ndarray | None = None) -> Sta
     per_neuron = np.repeat(mu, M // mu.size)
     samples, eta = [], []
     for m in range(M):
-        active = np.flatnonzero(~loop.mask[m] & (L[m] > 0))
+        active = np.flatnonzero(~loop.samples.mask[m] & (L[m] > 0))
         # small multipliers are noise (near w = 0 all bounds have one), and what is missing joins more cheaply than
         # what is too much leaves
         most = max(LEAST_BOUNDS, np.count_nonzero(check.weights[:, m]) // BOUNDS_PART)
@@ -107,22 +112,26 @@ def exact_work(start: Start, loop: Loop, constants: tuple[float, float, float]) 
     cube, neuron, growth = constants
     supports = np.count_nonzero(start.W, axis=0)
     sizes = growth * (supports + np.array([s.size for s in start.samples]))
-    m = np.minimum(sizes, 2 * loop.operator.shape[0])
+    m = np.minimum(sizes, 2 * loop.samples.operator.shape[0])
     work = float((cube * m**3 + neuron).sum())
-    if not loop.mask.all():
-        work += float((m**2 * loop.mask.sum(1)).sum())
+    if not loop.samples.mask.all():
+        work += float((m**2 * loop.samples.mask.sum(1)).sum())
     return work
 
 
 def iteration_work(loop: Loop) -> float:
     """Flops of an iteration of ADMM, in the time of float64 ones."""
-    (M, P), N = loop.target.shape, loop.operator.shape[0]
+    (M, P), N = loop.samples.target.shape, loop.samples.operator.shape[0]
     return (4.0 * N * M * P + 2.0 * N * N * M + 1e7) * (SINGLE if loop.dtype == np.float32 else 1.0)
 
 
-def iterations(loop: Loop, settings: Settings) -> float:
-    """Estimated iterations of ADMM."""
-    relative = float(np.linalg.norm(np.broadcast_to(loop.radii, loop.target.shape[0] if loop.radii.size > 1 else 1)))
-    relative /= float(np.linalg.norm(loop.sizes)) or 1.0
+def relative_radius(loop: Loop) -> float:
+    """epsilon over ||Y_Omega||."""
+    radius = np.linalg.norm(np.broadcast_to(loop.radii, loop.samples.shape[1] if loop.radii.size > 1 else 1))
+    return float(radius) / (float(np.linalg.norm(loop.sizes)) or 1.0)
+
+
+def iterations(relative: float, gap_tol: float) -> float:
+    """Estimated iterations of ADMM for a radius relative to ||Y_Omega|| and a tolerance."""
     count = ADMM * np.sqrt(0.1 / max(relative, 1e-4)) if relative < 0.1 else ADMM
-    return float(count * (1 + DECADE * max(np.log10(1e-3 / settings.gap_tol), 0)))
+    return float(count * (1 + DECADE * max(np.log10(1e-3 / gap_tol), 0)))

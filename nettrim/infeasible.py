@@ -25,6 +25,7 @@ import numpy as np
 from nettrim.admm import Check, Factor, Loop, State
 from nettrim.operators import Dense, ReducedLinear
 from nettrim.problem import Problem
+from nettrim.samples import Resident
 from nettrim.settings import Settings
 from nettrim.solution import verify_ray
 
@@ -47,8 +48,8 @@ class Proof(NamedTuple):
 class _LeastError(Loop):
     """The least-error program: on Omega the prox of 1/2 ||. - Y||^2 (with rho1 = 1) halves the distance to Y."""
 
-    def _scale(self, T: np.ndarray) -> np.ndarray:
-        return np.full(T.shape[0], 0.5, self.dtype)
+    def _scale(self, squares: np.ndarray) -> np.ndarray:
+        return np.full(squares.shape[0], 0.5, self.dtype)
 
 
 def compact_proof(problem: Problem, reduced: ReducedLinear) -> Proof | None:
@@ -77,7 +78,8 @@ def prove(problem: Problem, backend: Any) -> Proof | None:
     factor = Factor(operator, backend, np.float64)
     target, V = backend.asarray(double.Y, np.float64), backend.asarray(double.V, np.float64)
     no_weights = backend.asarray(np.zeros_like(double.C), np.float64)
-    least = _LeastError(operator, target, backend.asarray(mask, bool), V, no_weights, double.radii, factor, backend)
+    samples = Resident(operator, target, backend.asarray(mask, bool), V, backend)
+    least = _LeastError(samples, no_weights, double.radii, factor)
     start = least.start()
     state = State(0 * start.T, 0 * start.T2, 0 * start.W, factor.balance(1e-3 * factor.size or 1.0), 1.0)
     found: dict[str, np.ndarray] = {"W": state.W}

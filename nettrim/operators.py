@@ -50,12 +50,14 @@ class Dense:
     X : (N, P) array, C- or F-contiguous
     backend : Backend
     dtype : numpy dtype
+    shared : device array, optional
+        X on the device, where the caller has it there.
     """
 
-    def __init__(self, X: np.ndarray, backend: Any, dtype: Any):
+    def __init__(self, X: np.ndarray, backend: Any, dtype: Any, shared: Any = None):
         self._host = X
         self._backend = backend
-        self.X = backend.asarray(X, dtype)
+        self.X = backend.asarray(X if shared is None else shared, dtype)
         self.shape = X.shape
 
     def forward(self, W: Any, out: Any, alpha: float = 1.0, beta: float = 0.0) -> Any:
@@ -70,6 +72,23 @@ class Dense:
         """``X X^T`` in float64 when N <= P, else ``X^T X``: the smaller of the two."""
         N, P = self.shape
         return self._backend.moments(self.X if N <= P else self.X.T)
+
+
+class KnownGram:
+    """X of which only the shape (N, P), N <= P, and X X^T are known: all that a factor needs.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    gram : (N, N) float64 array
+    """
+
+    def __init__(self, shape: tuple[int, int], gram: np.ndarray):
+        self.shape, self._gram = shape, gram
+
+    def gram(self) -> np.ndarray:
+        """``X X^T``."""
+        return self._gram
 
 
 class Gram:

@@ -77,9 +77,9 @@ class _Neuron:
 def cost(loop: Any, W: np.ndarray) -> float:
     """Work of one round over that of one ADMM iteration: float operations, and a constant a neuron and an iteration."""
     N, M = W.shape
-    P = loop.target.shape[1]
+    P = loop.samples.target.shape[1]
     support = np.count_nonzero(W, axis=0).astype(np.float64)
-    flops = 8 / loop.dtype.itemsize * (2 * support**2 * loop.mask.sum(1) + support**3).sum()
+    flops = 8 / loop.dtype.itemsize * (2 * support**2 * loop.samples.mask.sum(1) + support**3).sum()
     return float((flops + OVERHEAD * M) / (4.0 * N * M * P + 2.0 * N * N * M + OVERHEAD))
 
 
@@ -107,7 +107,7 @@ def polish(
 class _Polish:
     def __init__(self, loop: Any, W: np.ndarray, multiplier: np.ndarray, gap_tol: float, feas_tol: float):
         self.loop, self.W, self.multiplier = loop, W.copy(), multiplier
-        self.X = np.ascontiguousarray(loop.operator.X)
+        self.X = np.ascontiguousarray(loop.samples.operator.X)
         N, M = W.shape
         self.C = np.broadcast_to(loop.weights, (N, M))
         self.objective = float((np.abs(W) * self.C).sum(dtype=np.float64)) or 1.0
@@ -117,14 +117,14 @@ class _Polish:
         self.size = float(np.linalg.norm(loop.sizes)) or 1.0
         self.violation_share = feas_tol * self.size / np.sqrt(M)
         # 1 / lambda of the ADMM multipliers, which stands in while the ball is out of the trial supports' reach
-        squares = loop.backend.multiplier_sums(multiplier, loop.target, loop.mask, loop.upper)[:, 1]
+        squares = loop.samples.multiplier_sums(multiplier)[:, 1]
         norms = np.sqrt(squares.sum(keepdims=True) if loop.radii.size == 1 else squares)
         radii = np.maximum(loop.radii, 1e-6 * np.linalg.norm(loop.sizes))
         self.mu_admm = np.divide(radii, norms, out=np.zeros_like(norms), where=norms > 0)
         self.mu, self.reached = np.zeros(M), np.ones(M, bool)
         self.tiny = float(loop.radii.max()) < 1e-3 * np.linalg.norm(loop.sizes)
         self.trial = [
-            _Neuron(s, np.sign(W[s, m]).astype(np.float64), np.flatnonzero(~loop.mask[m] & (multiplier[m] > 0)))
+            _Neuron(s, np.sign(W[s, m]).astype(np.float64), np.flatnonzero(~loop.samples.mask[m] & (multiplier[m] > 0)))
             for m, s in enumerate(np.flatnonzero((W[:, m] != 0) | (self.C[:, m] == 0)) for m in range(M))
         ]
         self.best: list[_Neuron | None] = [None] * M
@@ -161,9 +161,9 @@ class _Polish:
                 n.c = np.inf
                 return
             B = self.X[np.ix_(n.support, n.active)].astype(np.float64, order="C")
-            upper = loop.upper[0, 0] if loop.upper.size == 1 else loop.upper[m, n.active]
+            upper = loop.samples.upper[0, 0] if loop.samples.upper.size == 1 else loop.samples.upper[m, n.active]
             v = np.full(n.active.size, upper, np.float64)
-            G, b, yy = newton.support_moments(self.X, loop.target[m], loop.mask[m], n.support)
+            G, b, yy = newton.support_moments(self.X, loop.samples.target[m], loop.samples.mask[m], n.support)
             weights = self.C[n.support, m] * n.signs
             try:
                 n.w0, n.w1, n.eta0, n.eta1, n.c, n.a = newton.solve_neuron(G, b, yy, B, v, weights)
@@ -194,7 +194,7 @@ class _Polish:
 
     def _judge(self, todo: np.ndarray, incumbent: bool = False) -> np.ndarray:
         """Score the trial neurons (or ADMM's), keep the better, prepare the next sets; returns those not finished."""
-        P = self.loop.target.shape[1]
+        P = self.loop.samples.target.shape[1]
         block = max(1, _BLOCK_BYTES // (self.loop.dtype.itemsize * P))
         unfinished = []
         for start in range(0, todo.size, block):
@@ -213,8 +213,8 @@ class _Polish:
             Z = be.product(W.T, self.X)
         else:
             W, L, Z = self._build([self.trial[m] for m in rows], rows)
-        Y, mask = loop.target[rows], loop.mask[rows]
-        upper = loop.upper if loop.upper.size == 1 else loop.upper[rows]
+        Y, mask = loop.samples.target[rows], loop.samples.mask[rows]
+        upper = loop.samples.upper if loop.samples.upper.size == 1 else loop.samples.upper[rows]
         squares, excess, _ = be.violation_sums(Z, Y, mask, upper).T
         H = be.product(self.X, L.T)
         linear, norms, bound = be.multiplier_sums(L, Y, mask, upper).T
@@ -252,8 +252,8 @@ class _Polish:
         L = np.zeros_like(Z)
         if zero.any():
             L[zero] = loop.backend.product(np.ascontiguousarray(step[:, zero]).T, self.X)
-        L[~zero] = (Z[~zero] - loop.target[rows[~zero]]) / self.mu[rows[~zero], None].astype(loop.dtype)
-        L[~loop.mask[rows]] = 0
+        L[~zero] = (Z[~zero] - loop.samples.target[rows[~zero]]) / self.mu[rows[~zero], None].astype(loop.dtype)
+        L[~loop.samples.mask[rows]] = 0
         for j, (m, n) in enumerate(zip(rows, neurons, strict=True)):
             L[j, n.active] = np.maximum(n.bound_multiplier(self.mu[m]), 0)
         return W, L, Z
@@ -264,7 +264,7 @@ class _Polish:
         right = w[n.support] * n.signs >= 0
         # where (nearly) no error is allowed, or the ball is out of reach, determined weights do not depend on the
         # signs: these are corrected and those kept
-        fixed = (self.tiny or not self.reached[m]) and self.loop.mask[m].sum() >= n.support.size
+        fixed = (self.tiny or not self.reached[m]) and self.loop.samples.mask[m].sum() >= n.support.size
         signs = np.where(right, n.signs, -n.signs) if fixed else n.signs
         keep = right | fixed
         slack = np.abs(h) - self.C[:, m] * (1 + 0.01 * self.gap_tol)
@@ -289,7 +289,9 @@ class _Polish:
             W, L, _ = self._build([self.trial[m] for m in rows], rows)
             self.W[:, rows], self.multiplier[rows] = W, L
         violation = loop.relative_violation(*loop.violations(self.W)[:2])
-        objective, dual = loop.bound(self.W, loop.operator.adjoint(self.multiplier), self.multiplier)
+        objective, dual = loop.bound(
+            self.W, loop.samples.operator.adjoint(self.multiplier), loop.samples.multiplier_sums(self.multiplier)
+        )
         gap = abs(objective - dual) / max(abs(objective), abs(dual), np.finfo(float).tiny)
         return Polished(self.W, self.multiplier, gap, violation)
 

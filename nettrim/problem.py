@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from nettrim.arrays import place_of, to_host
+from nettrim.arrays import on_gpu, place_of, to_host
 from nettrim.operators import Gram
 
 __all__ = ["Problem"]
@@ -89,10 +89,12 @@ class Problem:
         neuronwise: bool = False,
         dtype: Any = None,
     ):
-        given = X
+        given = {"X": X, "Y": Y}
         X, Y = _matrix(X, "X"), _matrix(Y, "Y")
         #: puts results where the caller's X lives
-        self._place = place_of(given)
+        self._place = place_of(given["X"])
+        #: what of X and Y lives on a GPU, as given: a solve there need not copy it again
+        self._on_gpu = {name: a for name, a in given.items() if on_gpu(a)}
         if X.shape[1] != Y.shape[1]:
             raise ValueError(
                 f"X and Y must have one column per sample: X is {X.shape}, Y is {Y.shape}"
@@ -155,7 +157,7 @@ class Problem:
         self = cls.__new__(cls)
         self.X = self.Y = self.mask = None
         self.gram = self._moments = gram
-        self._place = place_of(gram)
+        self._place, self._on_gpu = place_of(gram), {}
         self.linear = True
         self.N, self.M, self.P = gram.N, gram.M, gram.P
         self.dtype = np.dtype(np.float64 if dtype is None else dtype)
@@ -218,6 +220,7 @@ class Problem:
         new = Problem(**({"X": self.X, "Y": self.Y, "omega": omega, "V": V} | common))
         if "X" not in changes:
             new._place = self._place
+        new._on_gpu |= {name: a for name, a in self._on_gpu.items() if name not in changes}
         if new.linear and not {"X", "Y"} & set(changes):
             new._moments = self._moments
         return new

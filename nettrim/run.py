@@ -93,6 +93,10 @@ class Run:
             self._certified(np.zeros((p.N, p.M), p.dtype), np.zeros(shape, p.dtype))
             return self._finish(Status.SOLVED, 0, "W = 0 meets every constraint.")
         self.loop = self.solver._loop()
+        if self.solver._plan is not None:
+            log.info("%s", self.solver._plan.table())
+            if self.settings.verbose:
+                print(self.solver._plan.table())
         if p.compact:
             self.proof = compact_proof(p, self.solver._reduced)
             if self.proof is not None:
@@ -146,7 +150,9 @@ class Run:
                 start = fine
                 if self.settings.method == "auto":
                     exact = coarse.exact_work(start, loop, coarse.FINE)
-                    remaining = max(coarse.iterations(loop, self.settings) - iterations, iterations)
+                    remaining = max(
+                        coarse.iterations(coarse.relative_radius(loop), self.settings.gap_tol) - iterations, iterations
+                    )
                     if exact > DENSE * remaining * coarse.iteration_work(loop):
                         return self._hand_over("the supports are dense")
         threads = self.settings.n_threads or blas_threads()

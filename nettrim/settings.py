@@ -27,7 +27,8 @@ class Settings:
         that grows with the supports. "auto" takes working sets unless the first supports are so dense, or epsilon so
         small, that ADMM is quicker. Working sets hand over to ADMM, with a log message, where they cannot go on.
     backend : {"auto", "numba", "numpy", "cupy"}
-        Device and kernels; "auto" is "numba". "cupy" is ADMM on a GPU, without the polish, and needs CuPy.
+        Device and kernels. "cupy" is ADMM on a GPU, without the polish, and needs CuPy. "auto" is "numba" unless a
+        problem takes seconds, a GPU is there, and by the speed that both show it would be done sooner on the GPU.
     gap_tol : float
         Relative duality gap at which the problem counts as solved (default 1e-3). Below 1e-5 use float64 data.
     feas_tol : float
@@ -36,6 +37,9 @@ class Settings:
         ADMM iterations (default 20000), or rounds of working sets (60 at most).
     memory_limit : float
         Bytes that the matrices of the working sets may take (default 2 GiB); beyond it ADMM goes on.
+    device_memory : float or None
+        Bytes of a GPU's memory that a solve may take (default: what is free, less a reserve). Samples that do not fit
+        are streamed from the host.
     time_limit : float
         Wall-clock seconds for `solve`, setup included (default inf); checked between iterations.
     n_threads : int or None
@@ -67,6 +71,7 @@ class Settings:
     feas_tol: float = 1e-4
     max_iterations: int = 20000
     memory_limit: float = 2.0 * 2**30
+    device_memory: float | None = None
     time_limit: float = np.inf
     n_threads: int | None = None
     check_every: int = 20
@@ -83,6 +88,8 @@ class Settings:
         _number("feas_tol", self.feas_tol, 0, 1)
         _number("time_limit", self.time_limit, 0, np.inf, closed=True)
         _number("memory_limit", self.memory_limit, 0, np.inf, closed=True)
+        if self.device_memory is not None:
+            _number("device_memory", self.device_memory, 0, np.inf)
         _number("relaxation", self.relaxation, 0, 2)
         _integer("max_iterations", self.max_iterations)
         _integer("check_every", self.check_every)

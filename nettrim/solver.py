@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,17 @@ import numpy as np
 from nettrim import backends
 from nettrim.admm import Factor, Loop, State
 from nettrim.coarse import Start
+from nettrim.device import choose
 from nettrim.interrupt import Interrupt
-from nettrim.operators import Dense, Gram, ReducedLinear
+from nettrim.memory import ADVICE, SLOTS, MemoryPlan, plan
+from nettrim.operators import Dense, Gram, KnownGram, ReducedLinear
 from nettrim.problem import Problem
 from nettrim.run import Run
+from nettrim.samples import Resident, Samples
 from nettrim.settings import Settings
 from nettrim.solution import Solution
-from nettrim.threads import limit
+from nettrim.streamed import Streamed
+from nettrim.threads import blas_threads, limit
 from nettrim.working_set import WorkingSet
 
 __all__ = ["Solver", "solve"]
@@ -62,12 +67,19 @@ class Solver:
             raise TypeError("give either settings or keywords, not both")
         self.settings = settings or Settings.make(**values)
         self.problem = problem
-        self.backend = backends.get(self.settings.backend, self.settings.n_threads)
+        name = self.settings.backend
+        if name == "auto":
+            name = choose(problem, self.settings)
+        self.backend = backends.get(name, self.settings.n_threads)
         if self.settings.method == "working_set" and not self.backend.on_host:
             raise ValueError(f'method="working_set" runs on the CPU: backend={self.backend.name!r} has "admm" only')
-        self._operator: Dense | None = None
+        self._dense: Dense | None = None
+        self._samples: Samples | None = None
+        self._plan: MemoryPlan | None = None
+        self._plan_of: tuple = ()
         self._factor: Factor | None = None
         self._source: Any = None
+        self._dtype: Any = None
         self._reduced: ReducedLinear | None = None
         self._state: State | None = None
         self._start: Start | None = None
@@ -81,15 +93,45 @@ class Solver:
         self.problem = self.problem.replace(**changes)
         return self
 
+    def memory_plan(self) -> MemoryPlan | None:
+        """How `solve` will lay the samples out on the GPU, with a ``table()`` to print; None on the CPU.
+
+        Raises
+        ------
+        MemoryError
+            The problem does not fit, not even with streamed samples.
+        """
+        X, Y, _, _ = self._data()
+        return self._plan_memory(X.shape[0], *Y.shape)
+
     def solve(self) -> Solution:
-        """Certified solution of the present problem. Never raises for lack of convergence: see the status."""
+        """Certified solution of the present problem. Never raises for lack of convergence: see the status.
+
+        Raises
+        ------
+        MemoryError
+            The problem does not fit on the GPU, not even with streamed samples; the message holds the memory plan.
+        """
         began = time.perf_counter()
         threads = self.settings.n_threads
         if threads is None and self._iteration_flops() < SMALL:
             threads = 1
         limits = limit(threads) if threads is not None else contextlib.nullcontext()
         with limits, Interrupt() as interrupt:
-            return Run(self, began, interrupt).solution()
+            try:
+                return Run(self, began, interrupt).solution()
+            except BaseException as error:
+                made = self._plan
+                self._release()
+                # a half-made iterate is no start, and what is on the device is the caller's again
+                self._forget()
+                if made is not None and self.backend.out_of_memory(error):
+                    # the frames hold device arrays
+                    traceback.clear_frames(error.__traceback__)
+                    raise MemoryError(_explain(error, made)) from None
+                raise
+            finally:
+                self._release()
 
     def _iteration_flops(self) -> float:
         p = self.problem
@@ -114,21 +156,79 @@ class Solver:
         p, be = self.problem, self.backend
         X, Y, mask, radii = self._data()
         source = p.moments() if p.compact else p.X
-        if self._factor is None or self._source is not source or self._operator.X.dtype != p.dtype:
-            self._operator = Dense(X.astype(p.dtype, copy=False), be, p.dtype)
-            self._factor = Factor(self._operator, be, p.dtype)
-            self._source, self._state, self._start, self._working = source, None, None, None
+        if self._source is not source or self._dtype != p.dtype:
+            self._forget()
+            self._source, self._dtype = source, p.dtype
         if mask is None:
-            mask = np.ones(Y.shape, bool)
-        arrays = (be.asarray(Y, p.dtype), be.asarray(mask, bool), be.asarray(p.V, p.dtype), be.asarray(p.C, p.dtype))
-        loop = Loop(self._operator, *arrays, radii, self._factor, be)
-        if self._state is not None and self._state.T.shape != Y.shape:
+            mask = np.broadcast_to(True, Y.shape)
+        self._plan = self._plan_memory(X.shape[0], *Y.shape)
+        samples = self._samples = (
+            self._streamed(X, Y, mask) if self._plan and self._plan.streamed else self._resident(X, Y, mask)
+        )
+        loop = Loop(samples, be.asarray(p.C, p.dtype), radii, self._factor)
+        if self._state is not None and not samples.fits(self._state.T):
             self._state = None
-        if self._working is not None and not np.array_equal(self._working.loop.mask, mask):
+        if self._working is not None and not np.array_equal(self._working.loop.samples.mask, mask):
             self._working = None
         if self._start is not None and self._start.W.shape[1] != len(Y):
             self._start = None
         return loop
+
+    def _resident(self, X: np.ndarray, Y: np.ndarray, mask: np.ndarray) -> Resident:
+        p, be = self.problem, self.backend
+        if self._dense is None:
+            self._dense = Dense(X, be, p.dtype, self._shared("X", X))
+            self._factor = Factor(self._dense, be, p.dtype)
+        V = be.rowwise(p.V, p.dtype)
+        return Resident(self._dense, be.rowwise(self._shared("Y", Y), p.dtype), be.rowwise(mask, bool), V, be)
+
+    def _streamed(self, X: np.ndarray, Y: np.ndarray, mask: np.ndarray) -> Streamed:
+        p, be, plan = self.problem, self.backend, self._plan
+        threads = self.settings.n_threads or blas_threads()
+        samples = Streamed(X, Y, mask, p.V, be, p.dtype, plan.kept, plan.width, SLOTS, threads)
+        if self._factor is None:
+            self._factor = Factor(KnownGram(X.shape, samples.gram()), be, p.dtype)
+        return samples
+
+    def _shared(self, name: str, a: np.ndarray) -> Any:
+        """The caller's own array on the device, if it is there in the working dtype, else `a`."""
+        given = None if self.problem.compact else self.problem._on_gpu.get(name)
+        shared = None if given is None else self.backend.share(given)
+        return a if shared is None or shared.dtype != self.problem.dtype else shared
+
+    def _plan_memory(self, N: int, M: int, P: int) -> MemoryPlan | None:
+        """The layout of the samples on the device; None on the host. A layout once made is kept with the state."""
+        p, memory = self.problem, self.backend.memory()
+        if memory is None:
+            return None
+        size = N, M, P, p.dtype.itemsize, p.V.size > 1
+        if self._plan is None or self._plan_of != size:
+            there = 0 if self._dense is None else N * p.dtype.itemsize
+            for name, rows in (("X", N), ("Y", M)):
+                if self._shared(name, None) is not None and not (name == "X" and self._dense is not None):
+                    there += rows * p.dtype.itemsize
+            device, free = memory
+            limit = self.settings.device_memory
+            self._plan = None
+            self._plan = plan(N, M, P, p.dtype.itemsize, free, limit, device, p.V.size > 1, there)
+            self._plan_of = size
+        return self._plan
+
+    def _release(self) -> None:
+        """Let go of the samples, once nothing is being copied to or from them."""
+        if self._samples is not None:
+            self._samples.drain()
+            self._samples = None
+
+    def _forget(self) -> None:
+        """Let go of all that was made for an earlier problem."""
+        self._source = self._dense = self._factor = self._samples = self._plan = None
+        self._state = self._start = self._working = None
+
+
+def _explain(error: BaseException, made: MemoryPlan) -> str:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{first}\n{made.table()}\n{ADVICE} Or set device_memory: samples that exceed it are streamed."
 
 
 def solve(X: Any, Y: Any = None, epsilon: float | None = None, **options: Any) -> Solution:

@@ -27,7 +27,7 @@ def worthwhile(loop: Any) -> bool:
     ----------
     loop : Loop
     """
-    (M, P), N = loop.target.shape, loop.operator.shape[0]
+    (M, P), N = loop.samples.target.shape, loop.samples.operator.shape[0]
     return bool(loop.radii.max() < TINY * np.linalg.norm(loop.sizes)) and N * P * M <= LARGEST
 
 
@@ -42,19 +42,19 @@ def solve(loop: Any) -> tuple[np.ndarray, np.ndarray] | None:
     # scipy.optimize doubles the time of `import nettrim`, and few problems come here
     from scipy.optimize import linprog
 
-    X = loop.operator.X.astype(np.float64)
-    N, M = X.shape[0], loop.target.shape[0]
-    W, L = np.zeros((N, M)), np.zeros(loop.target.shape)
+    X = loop.samples.operator.X.astype(np.float64)
+    N, M = X.shape[0], loop.samples.target.shape[0]
+    W, L = np.zeros((N, M)), np.zeros(loop.samples.target.shape)
     C = np.broadcast_to(loop.weights, (N, M)).astype(np.float64)
     for m in range(M):
-        V = loop.upper[0, 0] if loop.upper.size == 1 else loop.upper[m]
-        on = np.flatnonzero(loop.mask[m])
-        off = np.flatnonzero(~loop.mask[m] & np.isfinite(V))
-        bound = np.broadcast_to(V, loop.mask.shape[1])[off].astype(np.float64)
+        V = loop.samples.upper[0, 0] if loop.samples.upper.size == 1 else loop.samples.upper[m]
+        on = np.flatnonzero(loop.samples.mask[m])
+        off = np.flatnonzero(~loop.samples.mask[m] & np.isfinite(V))
+        bound = np.broadcast_to(V, loop.samples.mask.shape[1])[off].astype(np.float64)
         result = linprog(
             np.concatenate([C[:, m], C[:, m]]),
             A_eq=np.hstack([X[:, on].T, -X[:, on].T]) if on.size else None,
-            b_eq=loop.target[m, on].astype(np.float64) if on.size else None,
+            b_eq=loop.samples.target[m, on].astype(np.float64) if on.size else None,
             A_ub=np.hstack([X[:, off].T, -X[:, off].T]) if off.size else None,
             b_ub=bound if off.size else None,
             method="highs",

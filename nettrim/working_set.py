@@ -113,16 +113,16 @@ class WorkingSet:
         earlier: WorkingSet | None = None,
     ):
         self.loop, self.settings, self.n_threads, self.stopped = loop, settings, n_threads, stopped
-        self.X = np.ascontiguousarray(loop.operator.X)
-        self.N, self.M = self.X.shape[0], loop.target.shape[0]
+        self.X = np.ascontiguousarray(loop.samples.operator.X)
+        self.N, self.M = self.X.shape[0], loop.samples.target.shape[0]
         self.C = np.broadcast_to(loop.weights, (self.N, self.M)).astype(np.float64)
         self.squares = loop.sizes**2
-        self.linear = bool(loop.mask.all())
+        self.linear = bool(loop.samples.mask.all())
         self.b = self._right_hand_sides()
-        self.inside = None if self.linear else [np.flatnonzero(row) for row in loop.mask]
+        self.inside = None if self.linear else [np.flatnonzero(row) for row in loop.samples.mask]
         # an entry's share of the tolerance, were all outputs as far over their bounds; what is over them is gained, too
         share = 0.1 * min(settings.feas_tol, 10 * settings.gap_tol)
-        self.level = share * float(np.sqrt(self.squares.sum() / loop.target.size))
+        self.level = share * float(np.sqrt(self.squares.sum() / loop.samples.target.size))
         # a neuron's share of the gap, in the units of its program, that rounding may cost
         self.share = 0.01 * settings.gap_tol * float(np.linalg.norm(loop.radii) * np.sqrt(self.squares.sum()))
         self.neurons: list[_Neuron] = []
@@ -203,18 +203,18 @@ class WorkingSet:
     def _right_hand_sides(self) -> np.ndarray:
         """X Y^T over Omega, (N, M) in float64, a chunk of samples at a time."""
         loop, total = self.loop, np.zeros((self.N, self.M))
-        P = loop.target.shape[1]
+        P = loop.samples.target.shape[1]
         step = max(1, (16 << 20) // (8 * (self.N + self.M)))
         for start in range(0, P, step):
             s = slice(start, min(start + step, P))
-            Y = np.where(loop.mask[:, s], loop.target[:, s], 0).astype(np.float64)
+            Y = np.where(loop.samples.mask[:, s], loop.samples.target[:, s], 0).astype(np.float64)
             total += loop.backend.product(self.X[:, s].astype(np.float64), Y.T)
         return total
 
     def _begin(self, start: Start) -> None:
         for m in range(self.M):
             samples, eta = start.samples[m], start.eta[m]
-            watched = ~self.loop.mask[m, samples] & np.isfinite(self._bounds(m, samples))
+            watched = ~self.loop.samples.mask[m, samples] & np.isfinite(self._bounds(m, samples))
             inputs = np.flatnonzero((start.W[:, m] != 0) | (self.C[:, m] == 0))
             old = self._earlier[m] if self._earlier is not None else None
             if old is not None:
@@ -228,7 +228,7 @@ class WorkingSet:
 
     def _bounds(self, m: int, samples: np.ndarray) -> np.ndarray:
         """V of a neuron's samples, in float64."""
-        upper = self.loop.upper
+        upper = self.loop.samples.upper
         if upper.size == 1:
             return np.full(samples.size, upper[0, 0], np.float64)
         return upper[m, samples].astype(np.float64)
@@ -393,7 +393,7 @@ class WorkingSet:
         judged = list(pool.map(lambda m: self._judge(m, Z[m]), range(self.M)))
         H = product(pool, self.n_threads, self.X, Z.T)
         mu = np.repeat(self.mu, self.M // self.mu.size)
-        objective, dual = loop.bound(W, H, Z, 1 / mu)
+        objective, dual = loop.bound(W, H, loop.samples.multiplier_sums(Z), 1 / mu)
         size = max(abs(objective), abs(dual))
         gap = (objective - dual) / size if size > 0 else 0.0
         self.gap = min(abs(gap), 1.0)
@@ -421,8 +421,10 @@ class WorkingSet:
         from nettrim.kernels import passes
 
         n, loop = self.neurons[m], self.loop
-        upper = loop.upper[0] if loop.upper.size == 1 else loop.upper[m]
-        samples, over, square, excess = passes.judge_row(z, loop.target[m], loop.mask[m], upper, self.level)
+        upper = loop.samples.upper[0] if loop.samples.upper.size == 1 else loop.samples.upper[m]
+        samples, over, square, excess = passes.judge_row(
+            z, loop.samples.target[m], loop.samples.mask[m], upper, self.level
+        )
         z[n.samples] = n.eta
         watched = np.zeros(z.size, bool)
         watched[n.samples] = True

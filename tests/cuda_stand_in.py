@@ -9,12 +9,14 @@ import ctypes
 import itertools
 import shutil
 import subprocess
+import time
 import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.linalg
+from cuda_timeline import Timeline
 
 HERE = Path(__file__).parent
 CUDA = HERE.parent / "kernels" / "cuda"
@@ -83,6 +85,7 @@ class Module:
     """`RawModule`: checks its source and options, and runs what g++ made of it."""
 
     library: ctypes.CDLL
+    cuda: Any
 
     def __init__(self, code: str, options: tuple[str, ...]):
         assert code == (CUDA / "admm.cu").read_text()
@@ -95,6 +98,9 @@ class Module:
         def launch(grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple) -> None:
             assert all(n >= 1 for n in (*grid, *block))
             size.x, size.y = grid[0], grid[1] if len(grid) > 1 else 1
+            # which of them a kernel writes is not known here: all of them
+            arrays = [a.ctypes.data for a in arguments if isinstance(a, DeviceArray)]
+            self.cuda.timeline.access(self.cuda.current, writes=arrays)
             converted = []
             for a in arguments:
                 if isinstance(a, DeviceArray):
@@ -112,12 +118,86 @@ class RuntimeFailure(RuntimeError):
     """`cupy.cuda.runtime.CUDARuntimeError`."""
 
 
+class ExhaustedError(MemoryError):
+    """`cupy.cuda.memory.OutOfMemoryError`."""
+
+
+class Cuda(types.SimpleNamespace):
+    """`cupy.cuda`: streams and events that keep a timeline, copies, memory."""
+
+    def __init__(self, free: int = 1 << 40):
+        cuda, timeline = self, Timeline()
+        streams: dict[int, Any] = {}
+
+        class Stream:
+            def __init__(self, non_blocking: bool = False):
+                self.ptr = len(streams)
+                streams[self.ptr] = self
+
+            def __repr__(self) -> str:
+                return f"stream {self.ptr}"
+
+            def wait_event(self, event: Any) -> None:
+                timeline.learn(self, event.clock)
+
+            def synchronize(self) -> None:
+                timeline.learn(Timeline.HOST, timeline.snapshot(self))
+
+        class Event:
+            def __init__(self, disable_timing: bool = False):
+                # one that was never recorded holds nobody up
+                self.clock: dict = {}
+
+            def record(self, stream: Any = None) -> None:
+                self.clock = timeline.snapshot(stream or cuda.current)
+                self.seconds = time.perf_counter()
+
+            def synchronize(self) -> None:
+                timeline.learn(Timeline.HOST, self.clock)
+
+        def copy(to: int, source: int, size: int, kind: int, stream: int) -> None:
+            timeline.access(streams[stream], reads=[source], writes=[to])
+            ctypes.memmove(to, source, size)
+
+        def pinned(size: int, flags: int = 0) -> Any:
+            assert size > 0
+            memory = bytearray(size)
+            timeline.forget(np.frombuffer(memory, np.uint8).ctypes.data)
+            return memory
+
+        super().__init__(timeline=timeline, Device=Device, Stream=Stream, Event=Event, PinnedMemory=pinned)
+        self.get_elapsed_time = lambda start, stop: 1e3 * (stop.seconds - start.seconds)
+        self.current = Stream()
+        self.get_current_stream = lambda: self.current
+        self.PinnedMemoryPointer = lambda memory, offset: memoryview(memory)[offset:]
+        self.runtime = types.SimpleNamespace(
+            CUDARuntimeError=RuntimeFailure,
+            memcpyAsync=copy,
+            memcpyHostToDevice=1,
+            memcpyDeviceToHost=2,
+            memGetInfo=lambda: (free, 1 << 40),
+            getDeviceProperties=lambda index: {"name": b"a card"},
+            runtimeGetVersion=lambda: 0,
+            driverGetVersion=lambda: 0,
+        )
+
+
+class Pool(types.SimpleNamespace):
+    """`cupy.get_default_memory_pool()`: somebody else's, which is asked and never changed."""
+
+    def __init__(self, unused: int = 0, used: int = 0, limit: int = 0):
+        super().__init__(free_bytes=lambda: unused, used_bytes=lambda: used, get_limit=lambda: limit)
+
+
 class Device:
     """`cupy.cuda.Device`, the only one."""
 
     def __init__(self, index: int = 0):
         assert index == 0
         self.id = index
+
+    def synchronize(self) -> None:
+        """Everything here happens at once."""
 
     def __enter__(self):
         return self
@@ -136,6 +216,17 @@ class ForeignArray:
         return 2, 0
 
 
+def gemm_of(cuda: Any) -> Any:
+    """`cupy.cublas.gemm` on the current stream."""
+
+    def on_stream(transa: str, transb: str, a: Any, b: Any, out: Any, alpha: float = 1.0, beta: float = 0.0) -> Any:
+        reads, writes = [a.ctypes.data, b.ctypes.data], [out.ctypes.data]
+        cuda.timeline.access(cuda.current, reads, writes)
+        return gemm(transa, transb, a, b, out, alpha, beta)
+
+    return on_stream
+
+
 def gemm(transa: str, transb: str, a: Any, b: Any, out: Any, alpha: float = 1.0, beta: float = 0.0) -> Any:
     assert (transa, transb) == ("N", "N")
     assert a.dtype == b.dtype == out.dtype
@@ -146,25 +237,41 @@ def gemm(transa: str, transb: str, a: Any, b: Any, out: Any, alpha: float = 1.0,
 
 def modules_of(library: ctypes.CDLL) -> dict[str, types.ModuleType]:
     """Modules to put into ``sys.modules``."""
-    module = type("RawModule", (Module,), {"library": library})
+    cuda = Cuda()
+    module = type("RawModule", (Module,), {"library": library, "cuda": cuda})
     cupy, cupyx = types.ModuleType("cupy"), types.ModuleType("cupyx")
+    cupy.__version__ = "0"
     cupy.RawModule = module
+    cupy.empty_like = lambda a: device(np.empty_like(host(a)))
     cupy.ndarray = DeviceArray
     # what is on the device already stays where it is, anything else is copied to it
     cupy.asarray = lambda a, dtype=None: device(
         np.array(a, dtype=dtype, copy=None if isinstance(a, DeviceArray) else True, order="K")
     )
-    cupy.asnumpy = lambda a: host(a).copy()
-    for make in (np.ones, np.zeros, np.empty, np.eye):
+
+    def asnumpy(a: Any) -> np.ndarray:
+        cuda.current.synchronize()
+        return host(a).copy()
+
+    cupy.asnumpy = asnumpy
+
+    def zeros(shape: Any, dtype: Any) -> DeviceArray:
+        a = device(np.zeros(shape, dtype))
+        cuda.timeline.access(cuda.current, writes=[a.ctypes.data])
+        return a
+
+    cupy.zeros = zeros
+    pool = Pool()
+    cupy.get_default_memory_pool = lambda: pool
+    for make in (np.ones, np.empty, np.eye):
         setattr(cupy, make.__name__, lambda *args, make=make: device(make(*args)))
     cupy.ascontiguousarray = lambda a: device(np.ascontiguousarray(host(a)))
     cupy.square = lambda a, dtype: device(np.square(host(a), dtype=dtype))
     cupy.sqrt = lambda a: device(np.sqrt(host(a)))
     cupy.cublas = types.ModuleType("cupy.cublas")
-    cupy.cublas.gemm = gemm
+    cupy.cublas.gemm = gemm_of(cuda)
     cupy.linalg = types.SimpleNamespace(cholesky=lambda a: device(np.linalg.cholesky(host(a))))
-    runtime = types.SimpleNamespace(CUDARuntimeError=RuntimeFailure)
-    cupy.cuda = types.SimpleNamespace(Device=Device, runtime=runtime)
+    cupy.cuda = cuda
     cupy.from_dlpack = lambda a: device(np.from_dlpack(a.memory))
 
     class Errstate:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import cuda_stand_in
 import numpy as np
@@ -13,9 +16,10 @@ import pytest
 from instances import KINDS, infeasible_with_ray, known_optimum, random_problem
 
 import nettrim as nt
-from nettrim import backends
+from nettrim import backends, device
 from nettrim.backends import cupy_
 
+BENCH = Path(__file__).parent.parent / "bench"
 REQUIRED = os.environ.get("NETTRIM_REQUIRE_GPU") == "1"
 
 
@@ -74,14 +78,21 @@ def test_passes(be, rng, dtype, shape, constant):
     t, y, z, inside, v = (be.asarray(a, a.dtype) for a in (T, Y, Z, mask, V))
     close = {"rtol": 1e-12, "atol": 1e-12} if dtype == np.float64 else {"rtol": 2e-6, "atol": 1e-6}
     np.testing.assert_allclose(be.to_host(be.ball_norms(t, y, inside)), plain.ball_norms(T, Y, mask), rtol=1e-6)
-    np.testing.assert_allclose(be.multiplier_sums(t, y, inside, v), plain.multiplier_sums(T, Y, mask, V), **close)
-    np.testing.assert_allclose(be.violation_sums(z, y, inside, v), plain.violation_sums(Z, Y, mask, V), **close)
+    np.testing.assert_allclose(
+        be.to_host(be.multiplier_sums(t, y, inside, v)), plain.multiplier_sums(T, Y, mask, V), **close
+    )
+    np.testing.assert_allclose(
+        be.to_host(be.violation_sums(z, y, inside, v)), plain.violation_sums(Z, Y, mask, V), **close
+    )
     for radii in (np.array([0.5]), np.linspace(0.1, 1e3, shape[0])):
-        scale, expected = be.ball_scale(t, y, inside, radii), plain.ball_scale(T, Y, mask, radii)
+        scale = be.shrink(be.ball_norms(t, y, inside), radii, dtype)
+        expected = plain.shrink(plain.ball_norms(T, Y, mask), radii, dtype)
         assert expected.dtype == dtype
         np.testing.assert_allclose(be.to_host(scale), expected, rtol=1e-6)
         np.testing.assert_allclose(
-            be.residual_sums(t, z, y, inside, v, scale), plain.residual_sums(T, Z, Y, mask, V, expected), **close
+            be.to_host(be.residual_sums(t, z, y, inside, v, scale)),
+            plain.residual_sums(T, Z, Y, mask, V, expected),
+            **close,
         )
         a, b = be.copy(t), T.copy()
         be.project_relax(a, y, inside, v, scale, 1.7)
@@ -139,7 +150,7 @@ def test_edge_cases_bit_for_bit(stand_in, dtype):
 def test_infinite_bounds_never_bind(be, dtype):
     q, y = be.asarray(np.array([[1.0, 2.0]]), dtype), be.asarray(np.zeros((1, 2)), dtype)
     mask, v = be.asarray(np.array([[False, False]]), bool), be.asarray(np.array([[np.inf, 3.0]]), dtype)
-    np.testing.assert_array_equal(be.multiplier_sums(q, y, mask, v), [[0, 0, 6]])
+    np.testing.assert_array_equal(be.to_host(be.multiplier_sums(q, y, mask, v)), [[0, 0, 6]])
 
 
 def test_products_and_inverse(be, rng, dtype):
@@ -222,6 +233,35 @@ def test_no_gpu(stand_in, monkeypatch):
     monkeypatch.setattr(stand_in.cuda, "Device", missing)
     with pytest.raises(RuntimeError, match="no usable GPU.*numba"):
         backends.get("cupy")
+
+
+def test_the_benchmark_runs(stand_in, tmp_path, monkeypatch):
+    """bench/gpu.py from end to end, at sizes of a few milliseconds: time on a GPU is too dear for its slips."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    for name in ("common", "gpu"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    common, gpu = importlib.import_module("common"), importlib.import_module("gpu")
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    small = {
+        "SIZES": [(12, 5, 300)],
+        "SCALING": [(12, 5, 300)],
+        "STREAMED": [(12, 5, 2000)],
+        "CERTIFICATE": [(12, 5, 300)],
+    }
+    for name, value in small.items():
+        monkeypatch.setattr(gpu, name, value)
+    for name, value in {"CHECK": (12, 5, 300), "PEAK": 64, "COUNT": 2}.items():
+        monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(device, "PRODUCT", (64, 64, 64))
+    monkeypatch.setattr(device, "COPY", 1 << 16)
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    gpu.main()
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert record["environment"]["gpu"] == "a card"
+    assert [row["kept"] < 1 for row in record["streamed"]] == [True] * 3
+    assert record["check"]["active, streamed"]["streamed"]
+    assert {row["status"] for row in record["certificate"][0]["runs"].values()} == {"solved"}
+    device._device_speed.cache_clear()
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")

@@ -48,7 +48,12 @@ SEAM = (
     "nettrim.backends.numpy_.NumpyBackend.",
     "nettrim.backends.numba_.NumbaBackend.",
     "nettrim.backends.cupy_.CupyBackend.",
+    "nettrim.backends.numpy_.HostTransfers.",
+    "nettrim.backends.cupy_.CudaTransfers.",
     "nettrim.backends.base.",
+    # and so does Samples
+    "nettrim.samples.Resident.",
+    "nettrim.streamed.Streamed.",
 )
 
 

@@ -210,7 +210,7 @@ def test_state_of_a_linear_layer_is_free_of_samples(rng, P):
     problem = random_problem(rng, 9, 4, P, linear=True)
     loop = loop_of(problem)
     assert loop.start().T.shape == (4, 9)
-    assert loop.operator.shape == (9, 9)
+    assert loop.samples.operator.shape == (9, 9)
     assert nt.Solver(problem).solve().dual.shape == (10, 4)
 
 

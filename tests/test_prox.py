@@ -32,7 +32,9 @@ def arrays(rng, dtype, bound="zero", shape=(M, P)):
 def projection(be, loop, T):
     """Proj(T) through the backend's pass: T - (T - Proj(T))."""
     moved = T.copy()
-    be.project_relax(moved, loop.target, loop.mask, loop.upper, loop._scale(T), 1.0)
+    be.project_relax(
+        moved, loop.samples.target, loop.samples.mask, loop.samples.upper, loop._scale(loop.samples.squares(T)), 1.0
+    )
     return T - moved
 
 

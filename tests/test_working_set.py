@@ -15,7 +15,7 @@ from nettrim.kernels import active_set, passes, path, systems
 
 import nettrim as nt
 from nettrim import run as run_module
-from nettrim.coarse import COARSE, FINE, Start, coarse_start, exact_work, iteration_work, iterations
+from nettrim.coarse import COARSE, FINE, Start, coarse_start, exact_work, iteration_work, iterations, relative_radius
 from nettrim.working_set import SHIFTS, WorkingSet
 
 
@@ -441,7 +441,9 @@ def test_the_estimate_grows_with_the_supports_and_admms_with_the_digits():
     dense = Start(np.ones_like(start.W), start.samples, start.eta, start.mu)
     for constants in (COARSE, FINE):
         assert exact_work(dense, loop, constants) > exact_work(start, loop, constants) > 0
-    assert iterations(loop, nt.Settings(gap_tol=1e-6)) > iterations(loop, nt.Settings()) > 0
+    relative = relative_radius(loop)
+    assert relative == pytest.approx(0.1)
+    assert iterations(relative, 1e-6) > iterations(relative, 1e-3) > 0
     half = nt.Solver(problem.replace(dtype=np.float32))._loop()
     assert iteration_work(half) < iteration_work(loop)
 

@@ -189,7 +189,7 @@ extern "C" __global__ void collect(const double *partial, int blocks, int column
 
 // Shrink factors of the rows, from their squared distances: one block; one ball for all rows, or each row's own
 #define NETTRIM_SCALE(NAME, T)                                                                                         \
-  extern "C" __global__ void ball_scale_##NAME(const double *squares, const double *radii, int common, T *scale,       \
+  extern "C" __global__ void shrink_##NAME(const double *squares, const double *radii, int common, T *scale,       \
                                                long long M) {                                                          \
     __shared__ double norm;                                                                                            \
     if (common) {                                                                                                      \

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CupyBackend"]
+from nettrim.backends.base import MOMENTS_BYTES
+
+__all__ = ["CudaTransfers", "CupyBackend"]
 
 #: threads of a block, packs of 16 bytes that a thread handles, and blocks of a row at most
 THREADS, PACKS, PIECES = 256, 4, 64
 #: rows of a grid at most
 ROWS = 65535
-#: bytes of a float64 copy of the inputs, when their moments are summed
-CHUNK_BYTES = 1 << 28
 #: by dtype, the names of the kernels for packs of 16 bytes and for single entries
 _SUFFIX = {np.dtype(np.float32): ("float", 4), np.dtype(np.float64): ("double", 2)}
 
@@ -42,6 +42,56 @@ def _module(device: int) -> Any:
     with resources.as_file(folder) as path:
         source = (path / "admm.cu").read_text()
         return _cupy().RawModule(code=source, options=("--std=c++17", f"-I{path}"))
+
+
+class CudaTransfers:
+    """See :class:`nettrim.backends.base.Transfers`: a stream for each direction, and page-locked memory.
+
+    An event a slot for each of three things that others wait for: it has arrived, it has been worked on, it has left.
+    """
+
+    def __init__(self, cp: Any, slots: int):
+        self._cp = cp
+        # streams that do not wait for the legacy default stream, which may be where the work is
+        self._in, self._out = (cp.cuda.Stream(non_blocking=True) for _ in range(2))
+        self._arrived, self._used, self._left = (
+            [cp.cuda.Event(disable_timing=True) for _ in range(slots)] for _ in range(3)
+        )
+
+    def host_buffer(self, size: int, dtype: Any) -> np.ndarray:
+        dtype, cuda = np.dtype(dtype), self._cp.cuda
+        # not from CuPy's pool, which rounds up to powers of two and keeps what it has had
+        memory = cuda.PinnedMemoryPointer(cuda.PinnedMemory(max(size, 1) * dtype.itemsize), 0)
+        return np.frombuffer(memory, dtype, size)
+
+    def reusable(self, slot: int) -> None:
+        self._arrived[slot].synchronize()
+
+    def send(self, slot: int, pairs: list[tuple[Any, np.ndarray]]) -> None:
+        self._in.wait_event(self._used[slot])
+        self._in.wait_event(self._left[slot])
+        for device, host in pairs:
+            self._copy(device.data.ptr, host.ctypes.data, host.nbytes, "memcpyHostToDevice", self._in)
+        self._arrived[slot].record(self._in)
+
+    def arrived(self, slot: int) -> None:
+        self._cp.cuda.get_current_stream().wait_event(self._arrived[slot])
+
+    def used(self, slot: int) -> None:
+        self._used[slot].record(self._cp.cuda.get_current_stream())
+
+    def receive(self, slot: int, host: np.ndarray, device: Any) -> None:
+        self._out.wait_event(self._used[slot])
+        self._copy(host.ctypes.data, device.data.ptr, host.nbytes, "memcpyDeviceToHost", self._out)
+        self._left[slot].record(self._out)
+
+    def drain(self) -> None:
+        for stream in (self._in, self._out, self._cp.cuda.get_current_stream()):
+            stream.synchronize()
+
+    def _copy(self, to: int, source: int, size: int, kind: str, stream: Any) -> None:
+        runtime = self._cp.cuda.runtime
+        runtime.memcpyAsync(to, source, size, getattr(runtime, kind), stream.ptr)
 
 
 class CupyBackend:
@@ -83,6 +133,15 @@ class CupyBackend:
         a = self.cp.asarray(a, dtype=dtype)
         return a if a.flags.c_contiguous or a.flags.f_contiguous else self.cp.ascontiguousarray(a)
 
+    def share(self, a: Any) -> Any:
+        if getattr(a, "__dlpack_device__", lambda: (0, 0))() != (2, self.cp.cuda.Device().id):
+            return None
+        # the producer's stream has work to do to it: this one waits for that
+        return a if isinstance(a, self.cp.ndarray) else self.cp.from_dlpack(a)
+
+    def rowwise(self, a: Any, dtype: Any) -> Any:
+        return self.cp.ascontiguousarray(self.cp.asarray(a, dtype=dtype))
+
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
         return self.cp.zeros(shape, dtype)
 
@@ -104,13 +163,16 @@ class CupyBackend:
         return self.cp.cublas.gemm("N", "N", A, B, out=out, alpha=alpha, beta=beta)
 
     def moments(self, X: Any) -> np.ndarray:
+        total = self.cp.zeros((X.shape[0],) * 2, np.float64)
+        self.add_moments(total, X)
+        return self.to_host(total)
+
+    def add_moments(self, total: Any, X: Any) -> None:
         N, P = X.shape
-        total = self.cp.zeros((N, N), np.float64)
-        step = max(1, CHUNK_BYTES // (8 * N))
+        step = max(1, MOMENTS_BYTES // (8 * N))
         for p in range(0, P, step):
             chunk = self.cp.ascontiguousarray(X[:, p : p + step]).astype(np.float64, copy=False)
             self.product(chunk, chunk.T, total, 1.0, 1.0)
-        return self.to_host(total)
 
     def inverse(self, A: np.ndarray) -> Any:
         import cupyx
@@ -125,18 +187,40 @@ class CupyBackend:
     def norm(self, a: Any) -> float:
         return float(self.cp.sqrt(self.cp.square(a, dtype=np.float64).sum()))
 
+    # memory
+
+    def transfers(self, slots: int) -> CudaTransfers:
+        return CudaTransfers(self.cp, slots)
+
+    def memory(self) -> tuple[str, int]:
+        cp = self.cp
+        device = cp.cuda.Device()
+        name = cp.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
+        pool = cp.get_default_memory_pool()
+        # what the pool holds and nobody uses is as good as free; its limit is the user's wish
+        free = cp.cuda.runtime.memGetInfo()[0] + pool.free_bytes()
+        limit = pool.get_limit()
+        return name, min(free, limit - pool.used_bytes()) if limit else free
+
+    def out_of_memory(self, error: BaseException) -> bool:
+        if isinstance(error, MemoryError):
+            return True
+        # page-locked memory, and the workspaces of cuBLAS and cuSOLVER
+        known = "CUDARuntimeError", "CUDADriverError", "CUBLASError", "CUSOLVERError"
+        words = "MemoryAllocation", "OUT_OF_MEMORY", "ALLOC_FAILED"
+        return type(error).__name__ in known and any(word in str(error) for word in words)
+
     # passes
 
     def ball_norms(self, T: Any, target: Any, mask: Any) -> Any:
-        return self._sums("ball_norms", T, (T, target, mask), 1)[:, 0]
+        return self._sums("ball_norms", T, (T, target, mask), 1).reshape(-1)
 
-    def ball_scale(self, T: Any, target: Any, mask: Any, radii: np.ndarray) -> Any:
-        squares = self._sums("ball_norms", T, (T, target, mask), 1)
+    def shrink(self, squares: Any, radii: np.ndarray, dtype: Any) -> Any:
         if self._radii is None or self._radii[0] is not radii:
             self._radii = radii, self.cp.asarray(radii, dtype=np.float64)
-        scale = self.cp.empty(T.shape[0], T.dtype)
-        arguments = squares, self._radii[1], np.int32(radii.size == 1), scale, np.int64(T.shape[0])
-        self._launch(f"ball_scale_{_SUFFIX[T.dtype][0]}", (1,), arguments)
+        scale = self.cp.empty(squares.shape[0], dtype)
+        arguments = squares, self._radii[1], np.int32(radii.size == 1), scale, np.int64(squares.shape[0])
+        self._launch(f"shrink_{_SUFFIX[scale.dtype][0]}", (1,), arguments)
         return scale
 
     def project_relax(self, T: Any, target: Any, mask: Any, upper: Any, scale: Any, alpha: float) -> None:
@@ -151,17 +235,17 @@ class CupyBackend:
         arguments = self._contiguous(T2), threshold, *steps, T2.dtype.type(alpha), np.int64(N), np.int64(M)
         self._launch(f"soft_relax_{_SUFFIX[T2.dtype][0]}", (blocks,), arguments)
 
-    def multiplier_sums(self, Q: Any, target: Any, mask: Any, upper: Any) -> np.ndarray:
+    def multiplier_sums(self, Q: Any, target: Any, mask: Any, upper: Any) -> Any:
         arrays = Q, target, mask, upper, np.int32(upper.size == 1)
-        return self.to_host(self._sums("multiplier_sums", Q, arrays, 3))
+        return self._sums("multiplier_sums", Q, arrays, 3)
 
-    def violation_sums(self, Z: Any, target: Any, mask: Any, upper: Any) -> np.ndarray:
+    def violation_sums(self, Z: Any, target: Any, mask: Any, upper: Any) -> Any:
         arrays = Z, target, mask, upper, np.int32(upper.size == 1)
-        return self.to_host(self._sums("violation_sums", Z, arrays, 3, largest=True))
+        return self._sums("violation_sums", Z, arrays, 3, largest=True)
 
-    def residual_sums(self, T: Any, Z: Any, target: Any, mask: Any, upper: Any, scale: Any) -> np.ndarray:
+    def residual_sums(self, T: Any, Z: Any, target: Any, mask: Any, upper: Any, scale: Any) -> Any:
         arrays = T, Z, target, mask, upper, np.int32(upper.size == 1), scale
-        return self.to_host(self._sums("residual_sums", T, arrays, 3))
+        return self._sums("residual_sums", T, arrays, 3)
 
     # launches
 

@@ -9,12 +9,34 @@ from scipy.linalg import lapack
 
 from nettrim.operators import mirror, moments
 
-__all__ = ["NumpyBackend", "soft_threshold"]
+__all__ = ["HostTransfers", "NumpyBackend", "soft_threshold"]
 
 
 def soft_threshold(B: np.ndarray, threshold: np.ndarray | float) -> np.ndarray:
     """Proximal operator of ``threshold * |.|``: shrink towards zero, exactly zero inside the threshold."""
     return np.maximum(B - threshold, 0) - np.maximum(-B - threshold, 0)
+
+
+class HostTransfers:
+    """See :class:`nettrim.backends.base.Transfers`: here everything happens at once."""
+
+    def host_buffer(self, size, dtype):
+        return np.empty(size, dtype)
+
+    def reusable(self, slot): ...
+
+    def send(self, slot, pairs):
+        for device, host in pairs:
+            np.copyto(device, host)
+
+    def arrived(self, slot): ...
+
+    def used(self, slot): ...
+
+    def receive(self, slot, host, device):
+        np.copyto(host, device)
+
+    def drain(self): ...
 
 
 class NumpyBackend:
@@ -26,6 +48,13 @@ class NumpyBackend:
     def asarray(self, a: np.ndarray, dtype: Any) -> np.ndarray:
         a = np.asarray(a, dtype=dtype)
         return a if a.flags.c_contiguous or a.flags.f_contiguous else np.ascontiguousarray(a)
+
+    def share(self, a: Any) -> np.ndarray | None:
+        return a if isinstance(a, np.ndarray) else None
+
+    def rowwise(self, a: np.ndarray, dtype: Any) -> np.ndarray:
+        # the passes of the CPU take any strides
+        return self.asarray(a, dtype)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return np.zeros(shape, dtype)
@@ -56,6 +85,18 @@ class NumpyBackend:
     def moments(self, X: np.ndarray) -> np.ndarray:
         return mirror(moments(X))
 
+    def add_moments(self, total, X):
+        total += mirror(moments(X))
+
+    def transfers(self, slots):
+        return HostTransfers()
+
+    def memory(self):
+        return None
+
+    def out_of_memory(self, error):
+        return False
+
     def inverse(self, A: np.ndarray) -> np.ndarray:
         factor, info = lapack.dpotrf(A, lower=1, overwrite_a=1)
         if info == 0:
@@ -72,13 +113,13 @@ class NumpyBackend:
         D = np.where(mask, T - target, 0)
         return np.einsum("mp,mp->m", D, D, dtype=np.float64)
 
-    def ball_scale(self, T, target, mask, radii):
-        squares = self.ball_norms(T, target, mask)
+    def shrink(self, squares, radii, dtype):
+        M = squares.size
         if radii.size == 1:
             squares = squares.sum(keepdims=True)
         norms = np.sqrt(squares)
         scale = np.divide(radii, norms, out=np.ones_like(norms), where=norms > radii)
-        return scale.astype(T.dtype).repeat(len(T) // scale.size)
+        return scale.astype(dtype).repeat(M // scale.size)
 
     def project_relax(self, T, target, mask, upper, scale, alpha):
         projection = np.where(mask, target + scale[:, None] * (T - target), np.minimum(T, upper))

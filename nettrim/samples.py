@@ -1,0 +1,158 @@
+"""A layer's samples on a device, X, Y, Omega and V, and the passes that ADMM makes over them.
+
+The loop in admm.py touches arrays of size M x P and N x P only through these. :class:`Resident` has all samples on the
+device; :class:`nettrim.streamed.Streamed` has as many as fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from nettrim.operators import Dense
+
+__all__ = ["Resident", "Samples"]
+
+Array = Any
+
+#: bytes of outputs W^T X that are held at a time, beside the state
+BLOCK_BYTES = 24 << 20
+
+
+class Samples(Protocol):
+    """What ADMM needs of a layer's samples. T is the state, M x P, in whatever form `state` has made it.
+
+    Weights W, F and step are N x M device arrays. Sums over samples are by row, (M, 3) float64 on the host, as
+    :class:`nettrim.backends.base.Backend` defines them, and `squares` are (M,) float64 on the device.
+    """
+
+    backend: Any
+    dtype: np.dtype
+    #: (N, M, P)
+    shape: tuple[int, int, int]
+
+    def state(self) -> Any:
+        """T = 0."""
+
+    def fits(self, T: Any) -> bool:
+        """Whether an earlier state has the form of this one's."""
+
+    def drain(self) -> None:
+        """Wait until nothing is being copied to or from the device."""
+
+    def to_host(self, T: Any) -> np.ndarray:
+        """T as an M x P array."""
+
+    def sizes(self) -> np.ndarray:
+        """||y_m|| on Omega, (M,) float64 on the host."""
+
+    def target_product(self) -> Array:
+        """X Y^T, N x M."""
+
+    def squares(self, T: Any) -> Array:
+        """Squared distance of each row of T to Y on Omega."""
+
+    def project(self, T: Any, scale: Array, alpha: float, sums: bool) -> tuple[Array, np.ndarray | None]:
+        """``T <- T - alpha Proj(T)``; returns X T^T and, if `sums`, the multiplier sums of the new T."""
+
+    def advance(self, T: Any, F: Array) -> Array:
+        """``T <- T + F^T X``; returns the new `squares`."""
+
+    def rescale(self, T: Any, W: Array, keep: float) -> Array:
+        """``T <- keep T + (1 - keep) W^T X``; returns the new `squares`."""
+
+    def measure(self, T: Any, W: Array, step: Array, scale: Array) -> tuple[float, np.ndarray]:
+        """||step^T X||, and the residual sums of T and Z = W^T X."""
+
+    def violations(self, W: Array) -> np.ndarray:
+        """Violation sums of Z = W^T X."""
+
+
+class Resident:
+    """All samples on the device. Its arrays are for what works on the host: working sets, polish.
+
+    Parameters
+    ----------
+    operator : Dense
+        X.
+    target, mask, upper : (M, P), (M, P), (M, P) or (1, 1) device arrays, row-major
+        Y, Omega and V.
+    backend : Backend
+    """
+
+    def __init__(self, operator: Dense, target: Array, mask: Array, upper: Array, backend: Any):
+        self.operator, self.backend = operator, backend
+        self.target, self.mask, self.upper = target, mask, upper
+        self.dtype = target.dtype
+        self.shape = (operator.shape[0], *target.shape)
+
+    def state(self) -> Array:
+        return self.backend.zeros(self.target.shape, self.dtype)
+
+    def fits(self, T: Any) -> bool:
+        return getattr(T, "shape", None) == self.target.shape
+
+    def drain(self) -> None: ...
+
+    def to_host(self, T: Array) -> np.ndarray:
+        return self.backend.to_host(T)
+
+    def sizes(self) -> np.ndarray:
+        be, rows = self.backend, []
+        for s, zero in self._blocks():
+            rows.append(be.to_host(be.ball_norms(zero, self.target[s], self.mask[s])))
+        return np.sqrt(np.concatenate(rows))
+
+    def target_product(self) -> Array:
+        return self.operator.adjoint(self.target)
+
+    def squares(self, T: Array) -> Array:
+        return self.backend.ball_norms(T, self.target, self.mask)
+
+    def project(self, T: Array, scale: Array, alpha: float, sums: bool) -> tuple[Array, np.ndarray | None]:
+        self.backend.project_relax(T, self.target, self.mask, self.upper, scale, alpha)
+        return self.operator.adjoint(T), self.multiplier_sums(T) if sums else None
+
+    def multiplier_sums(self, Q: Array) -> np.ndarray:
+        """Multiplier sums of a device array Q."""
+        be = self.backend
+        return be.to_host(be.multiplier_sums(Q, self.target, self.mask, self.upper))
+
+    def advance(self, T: Array, F: Array) -> Array:
+        self.operator.forward(F, T, 1.0, 1.0)
+        return self.squares(T)
+
+    def rescale(self, T: Array, W: Array, keep: float) -> Array:
+        self.operator.forward(W, T, 1 - keep, keep)
+        return self.squares(T)
+
+    def measure(self, T: Array, W: Array, step: Array, scale: Array) -> tuple[float, np.ndarray]:
+        be, moved, rows = self.backend, 0.0, []
+        for s, Z in self._blocks():
+            self.operator.forward(be.copy(step[:, s]), Z)
+            moved += be.norm(Z) ** 2
+            self.operator.forward(be.copy(W[:, s]), Z)
+            sums = be.residual_sums(T[s], Z, self.target[s], self.mask[s], self._bounds(s), scale[s])
+            rows.append(be.to_host(sums))
+        return float(np.sqrt(moved)), np.concatenate(rows)
+
+    def violations(self, W: Array) -> np.ndarray:
+        be, rows = self.backend, []
+        for s, Z in self._blocks():
+            self.operator.forward(be.copy(W[:, s]), Z)
+            rows.append(be.to_host(be.violation_sums(Z, self.target[s], self.mask[s], self._bounds(s))))
+        return np.concatenate(rows)
+
+    def _bounds(self, s: slice) -> Array:
+        return self.upper if self.upper.size == 1 else self.upper[s]
+
+    def _blocks(self) -> Iterator[tuple[slice, Array]]:
+        """Blocks of neurons, and a buffer for their outputs, zero at first."""
+        M, P = self.target.shape
+        block = max(1, min(M, BLOCK_BYTES // (self.dtype.itemsize * P)))
+        Z = self.backend.zeros((block, P), self.dtype)
+        for m in range(0, M, block):
+            s = slice(m, min(m + block, M))
+            yield s, Z[: s.stop - m]
