@@ -155,6 +155,23 @@ class Cuda(types.SimpleNamespace):
             def synchronize(self) -> None:
                 timeline.learn(Timeline.HOST, self.clock)
 
+        class Device:
+            """The only one."""
+
+            def __init__(self, index: int = 0):
+                assert index == 0
+                self.id = index
+
+            def synchronize(self) -> None:
+                for stream in streams.values():
+                    stream.synchronize()
+
+            def __enter__(self) -> Any:
+                return self
+
+            def __exit__(self, *_: Any) -> None:
+                return None
+
         def copy(to: int, source: int, size: int, kind: int, stream: int) -> None:
             timeline.access(streams[stream], reads=[source], writes=[to])
             ctypes.memmove(to, source, size)
@@ -187,23 +204,6 @@ class Pool(types.SimpleNamespace):
 
     def __init__(self, unused: int = 0, used: int = 0, limit: int = 0):
         super().__init__(free_bytes=lambda: unused, used_bytes=lambda: used, get_limit=lambda: limit)
-
-
-class Device:
-    """`cupy.cuda.Device`, the only one."""
-
-    def __init__(self, index: int = 0):
-        assert index == 0
-        self.id = index
-
-    def synchronize(self) -> None:
-        """Everything here happens at once."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
 
 
 class ForeignArray:
