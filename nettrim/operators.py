@@ -24,8 +24,12 @@ def moments(X: np.ndarray, total: np.ndarray | None = None) -> np.ndarray:
         total = np.zeros((N, N), order="F")
     step = max(1, _CHUNK_BYTES // (8 * N))
     for p in range(0, P, step):
-        chunk = np.asfortranarray(X[:, p : p + step], dtype=np.float64)
-        total = blas.dsyrk(1.0, chunk, beta=1.0, c=total, lower=1, overwrite_c=1)
+        chunk = X[:, p : p + step].astype(np.float64, order="K", copy=False)
+        # BLAS reads columns: row-major inputs are transposed already
+        transposed = chunk.flags.c_contiguous
+        total = blas.dsyrk(
+            1.0, chunk.T if transposed else chunk, beta=1.0, c=total, trans=transposed, lower=1, overwrite_c=1
+        )
     return total
 
 
@@ -156,10 +160,14 @@ class Gram:
                 raise TypeError(f"{name} must be of a floating dtype; got {a.dtype}")
             if a.size and not (np.isfinite(a.min()) and np.isfinite(a.max())):
                 raise ValueError(f"{name} contains NaN or inf")
+        return self._add(X, Y)
+
+    def _add(self, X: np.ndarray, Y: np.ndarray) -> Gram:
+        """As `add`, of samples that have been checked."""
         self._XX = moments(X, self._XX)
         step = max(1, _CHUNK_BYTES // (8 * (self.N + self.M)))
         for p in range(0, X.shape[1], step):
-            x, y = X[:, p : p + step].astype(np.float64), Y[:, p : p + step].astype(np.float64)
+            x, y = (a[:, p : p + step].astype(np.float64, copy=False) for a in (X, Y))
             self.XY += x @ y.T
             self.YY += np.einsum("mp,mp->m", y, y)
         self.P += X.shape[1]

@@ -243,7 +243,7 @@ class Problem:
     def moments(self) -> Gram:
         """Second moments of a linear layer, accumulated on the first call."""
         if self._moments is None:
-            self._moments = Gram(self.N, self.M).add(self.X, self.Y)
+            self._moments = Gram(self.N, self.M)._add(self.X, self.Y)
         return self._moments
 
     @property

@@ -24,9 +24,10 @@ round changes mu once, by a part of what the ball's equation asks for.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,7 @@ class WorkingSet:
                 return "memory", k - 1
             self.mu = self.upcoming
             settled = self._settled(added, watched)
-            with limit(1), ThreadPoolExecutor(self.n_threads) as pool:
+            with self._workers() as pool:
                 self._timed("gram", lambda pool: list(pool.map(self._grow, range(self.M))), pool)
                 reached = self._timed("neurons", self._find_level, pool, settled)
                 check, added, watched = self._timed("check", self._check, pool, k, began)
@@ -177,6 +178,16 @@ class WorkingSet:
             if settled and added + watched == 0 and not reached and (self.mu <= VANISHED * first).any():
                 return "out of reach", k
         return "precision", rounds
+
+    @contextlib.contextmanager
+    def _workers(self) -> Iterator[Executor]:
+        """Threads for the neurons, with BLAS held to one in each."""
+        if self.n_threads == 1:
+            # so is BLAS: small layers would wait longer for a thread than for its work
+            yield _Serial()
+            return
+        with limit(1), ThreadPoolExecutor(self.n_threads) as pool:
+            yield pool
 
     def _settled(self, added: int, watched: int) -> bool:
         """Whether the last round changed little, so that this one may meet the ball."""
@@ -326,7 +337,7 @@ class WorkingSet:
         over = float((np.abs(n.A @ n.eta - b) - allowed).max()) / (float(allowed.max()) or 1.0)
         return max(over, 0.0) * yy + float(v @ n.eta) <= self.share
 
-    def _find_level(self, pool: ThreadPoolExecutor, settled: bool) -> bool:
+    def _find_level(self, pool: Executor, settled: bool) -> bool:
         """Solve the neurons and move mu towards the ball; whether it was met. An unsettled round moves mu once."""
         s, radii = self.settings, self.loop.radii
         tol = 0.01 * s.gap_tol if settled else max(ROUGH, 0.01 * s.gap_tol)
@@ -381,7 +392,7 @@ class WorkingSet:
 
     # the layer
 
-    def _check(self, pool: ThreadPoolExecutor, k: int, began: float) -> tuple[Check, int, int]:
+    def _check(self, pool: Executor, k: int, began: float) -> tuple[Check, int, int]:
         """The round's check, and the numbers of inputs and samples that joined the sets."""
         from nettrim.kernels import active_set
 
@@ -437,6 +448,18 @@ class WorkingSet:
         result = work(*arguments)
         self.phases[phase] += time.perf_counter() - began
         return result
+
+
+class _Serial(Executor):
+    """Work done at once, by the caller."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future:
+        future: Future = Future()
+        future.set_result(function(*arguments, **options))
+        return future
+
+    def map(self, function: Callable[..., Any], *iterables: Any, **_: Any) -> Iterator[Any]:
+        return map(function, *iterables)
 
 
 def _worst(excess: np.ndarray, most: int) -> np.ndarray:
