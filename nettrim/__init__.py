@@ -8,6 +8,8 @@
 <Status.SOLVED: 'solved'>
 """
 
+from nettrim.convolution import Convolution
+from nettrim.geometry import Geometry, channel_groups
 from nettrim.operators import Gram
 from nettrim.problem import Problem
 from nettrim.settings import Settings
@@ -16,6 +18,8 @@ from nettrim.solver import Solver, solve
 
 __all__ = [
     "Certificate",
+    "Convolution",
+    "Geometry",
     "Gram",
     "Problem",
     "Settings",
@@ -23,6 +27,7 @@ __all__ = [
     "Solver",
     "Status",
     "certify",
+    "channel_groups",
     "solve",
     "verify_ray",
 ]

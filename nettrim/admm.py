@@ -58,7 +58,7 @@ ADAPT_CLIP, ADAPT_DEADBAND, ADAPT_LATE = 5.0, 1.3, 2.0
 class Factor:
     """Solves (X X^T + r I) D = R with explicit float64 inverses, cached by r.
 
-    For N > P the P x P form is used: (R - X (X^T X + r I)^-1 X^T R) / r (Woodbury).
+    For a dense X with N > P the P x P form is used: (R - X (X^T X + r I)^-1 X^T R) / r (Woodbury).
 
     Parameters
     ----------
@@ -77,13 +77,13 @@ class Factor:
 
     @cached_property
     def gram(self) -> np.ndarray:
-        """X X^T, or X^T X for N > P; accumulated when first needed, since working sets need none."""
+        """X X^T, or X^T X if not direct; accumulated when first needed, since working sets need none."""
         return self._operator.gram()
 
     @cached_property
     def size(self) -> float:
         """The largest diagonal entry of X X^T, in the units of which r is set."""
-        if self._operator.shape[0] <= self._operator.shape[1]:
+        if self._operator.direct:
             return float(self.gram.diagonal().max())
         return max(float(np.vdot(x, x)) for x in (row.astype(np.float64) for row in self._operator._host))
 
@@ -99,9 +99,8 @@ class Factor:
         multiplied by the largest eigenvalues of X X^T in the dual constraint, and the gap stalls.
         """
         inverse = self._inverse(r)
-        N, P = self._operator.shape
         be = self._backend
-        if N <= P:
+        if self._operator.direct:
             return be.cast(be.product(inverse, be.cast(R, np.float64)), self._dtype)
         inner = be.cast(be.product(self._operator.X.T, R), np.float64)
         inner = be.cast(be.product(inverse, inner), self._dtype)

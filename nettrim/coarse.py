@@ -56,7 +56,7 @@ def coarse_start(loop: Loop, stopped: Callable[[], str | None]) -> Start:
     # the square root of a linear layer's moments has no samples to choose from, and few columns
     count = P if P <= SAMPLES or loop.samples.mask.all() else SAMPLES
     index = np.linspace(0, P - 1, count).astype(int)
-    operator = Dense(np.ascontiguousarray(loop.samples.operator.X[:, index]), be, dtype)
+    operator = Dense(np.ascontiguousarray(loop.samples.operator.columns(index)), be, dtype)
     target, mask = (
         np.ascontiguousarray(loop.samples.target[:, index]),
         np.ascontiguousarray(loop.samples.mask[:, index]),

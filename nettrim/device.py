@@ -16,6 +16,7 @@ import numpy as np
 
 from nettrim import backends
 from nettrim.coarse import iterations
+from nettrim.convolution import Convolution
 from nettrim.memory import plan
 from nettrim.problem import Problem
 from nettrim.settings import Settings
@@ -54,7 +55,9 @@ def choose(problem: Problem, settings: Settings) -> str:
         return "numba"
     try:
         device = backends.get("cupy")
-        layout = plan(N, M, columns, problem.dtype.itemsize, device.memory()[1], settings.device_memory)
+        chunked = isinstance(problem.X, Convolution) and not problem.compact
+        free, limit = device.memory()[1], settings.device_memory
+        layout = plan(N, M, columns, problem.dtype.itemsize, free, limit, chunked=chunked)
         there = _device_speed(problem.dtype)
     except Exception as error:
         # of any kind: whoever asks for "auto" has not asked for a GPU

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nettrim.admm import Check, Factor, Loop, State
-from nettrim.operators import Dense, ReducedLinear
+from nettrim.operators import ReducedLinear
 from nettrim.problem import Problem
-from nettrim.samples import Resident
+from nettrim.samples import Resident, operator_of
 from nettrim.settings import Settings
 from nettrim.solution import verify_ray
 
@@ -74,7 +74,7 @@ def prove(problem: Problem, backend: Any) -> Proof | None:
     """
     double = problem.replace(dtype=np.float64)
     mask = np.ones(double.Y.shape, bool) if double.mask is None else double.mask
-    operator = Dense(double.X, backend, np.float64)
+    operator = operator_of(double.X, backend, np.float64)
     factor = Factor(operator, backend, np.float64)
     target, V = backend.asarray(double.Y, np.float64), backend.asarray(double.V, np.float64)
     no_weights = backend.asarray(np.zeros_like(double.C), np.float64)

@@ -102,6 +102,7 @@ def plan(
     device: str = "the device",
     bounds: bool = False,
     there: int = 0,
+    chunked: bool = False,
 ) -> MemoryPlan:
     """Lay P samples of a layer with N inputs and M outputs out on a device.
 
@@ -121,6 +122,8 @@ def plan(
         Whether V is an array rather than a number.
     there : int
         Bytes a sample of X and Y that are on the device already.
+    chunked : bool
+        Whether samples have to come in chunks, even if all fit: those of a convolution, which are made so.
 
     Returns
     -------
@@ -129,11 +132,10 @@ def plan(
     Raises
     ------
     MemoryError
-        Not even a buffer's worth of samples fits, or samples would have to be streamed where there are fewer than
-        inputs; the message holds the counts and says what to change.
+        Not even a buffer's worth of samples fits; the message holds the counts and says what to change.
     """
     available = int(free - max(RESERVE_PART * free, RESERVE_BYTES)) if limit is None else int(min(limit, free))
-    side = min(N, P)
+    side = N if chunked else min(N, P)
     fixed = {
         f"systems of {side:,} x {side:,} in float64": INVERSES * 8 * side**2,
         f"weights of {N:,} x {M:,} and their copies": WEIGHTS * itemsize * N * M,
@@ -141,22 +143,20 @@ def plan(
     }
     columns = itemsize * (N + 2 * M + (M if bounds else 0)) + M
     whole = MemoryPlan(device, free, available, fixed, columns - there, P, P)
-    if whole.needed <= available:
+    if whole.needed <= available and not chunked:
         return whole
     # what the caller has on the device is not used then, and outputs and moments are those of a buffer
-    del fixed[BLOCKS]
+    fixed = {f"systems of {N:,} x {N:,} in float64": INVERSES * 8 * N**2, **dict(list(fixed.items())[1:2])}
     buffer = SLOTS * columns + 2 * itemsize * M + 16 * N
     room = available - sum(fixed.values())
     # half for the buffers at most, unless the smallest ones need more
     width = max(room // (2 * buffer), min(room // buffer, LEAST_SAMPLES))
-    width = min(P, SLOT_BYTES // columns, width) // ALIGNED * ALIGNED
-    if N > P or width < LEAST_SAMPLES:
-        reason = (
-            f"samples can only be streamed where there are more of them than inputs (N = {N:,}, P = {P:,})"
-            if N > P
-            else f"without any samples {_bytes(sum(fixed.values()))} are needed"
-        )
-        raise MemoryError(f"the problem does not fit on {device}: {reason}.\n{whole.table()}\n{ADVICE}")
+    width = min(P, SLOT_BYTES // columns, width)
+    if P > LEAST_SAMPLES:
+        width = width // ALIGNED * ALIGNED
+    if width < min(LEAST_SAMPLES, P):
+        least = f"without any samples {_bytes(sum(fixed.values()))} are needed"
+        raise MemoryError(f"the problem does not fit on {device}: {least}.\n{whole.table()}\n{ADVICE}")
     kept = min((room - buffer * width) // (columns * width), (P - 1) // width) * width
     streamed = P - kept
     # X, Y and Omega go up twice, the state up and down twice

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg import blas
 
 from nettrim.arrays import to_host
+from nettrim.backends.gemm import product
+from nettrim.convolution import Convolution
 
-__all__ = ["Dense", "Gram", "ReducedLinear", "moments"]
+__all__ = ["Dense", "Gram", "KnownGram", "ReducedLinear", "moments"]
 
 #: bytes a float64 conversion buffer may take; small enough to stay far below the memory promise (50 MB)
 _CHUNK_BYTES = 16 << 20
@@ -61,6 +65,8 @@ class Dense:
     def __init__(self, X: np.ndarray, backend: Any, dtype: Any, shared: Any = None):
         self._host = X
         self._backend = backend
+        #: whether the system of the factor is X X^T + r I, rather than that of X^T X
+        self.direct = X.shape[0] <= X.shape[1]
         self.X = backend.asarray(X if shared is None else shared, dtype)
         self.shape = X.shape
 
@@ -73,19 +79,51 @@ class Dense:
         return self._backend.product(self.X, Z.T)
 
     def gram(self) -> np.ndarray:
-        """``X X^T`` in float64 when N <= P, else ``X^T X``: the smaller of the two."""
-        N, P = self.shape
-        return self._backend.moments(self.X if N <= P else self.X.T)
+        """``X X^T`` in float64 if `direct`, else ``X^T X``: the smaller of the two."""
+        return self._backend.moments(self.X if self.direct else self.X.T)
+
+    # on the host
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """X, row-major."""
+        return np.ascontiguousarray(self.X)
+
+    def columns(self, index: Any) -> np.ndarray:
+        """X[:, index]."""
+        return self.X[:, index]
+
+    def forward_on(self, pool: Executor, n_threads: int, W: np.ndarray) -> np.ndarray:
+        """``W^T X``, M x P, by that many tasks of the pool."""
+        return product(pool, n_threads, W.T, self.rows)
+
+    def adjoint_on(self, pool: Executor, n_threads: int, Z: np.ndarray) -> np.ndarray:
+        """``X Z^T``, N x M, by that many tasks of the pool."""
+        return product(pool, n_threads, self.rows, Z.T)
+
+    def gather_products(self, samples: np.ndarray, inputs: np.ndarray, known: int, G: np.ndarray) -> None:
+        """Fill G, products of the rows `inputs` of X over `samples`, where its first `known` rows are known."""
+        from nettrim.kernels import passes
+
+        passes.gather_products(self.rows, samples, inputs, known, G)
+
+    def gather_columns(self, inputs: np.ndarray, samples: np.ndarray, A: np.ndarray) -> None:
+        """Fill A with the entries of X at these rows and columns."""
+        from nettrim.kernels import passes
+
+        passes.gather_columns(self.rows, inputs, samples, A)
 
 
 class KnownGram:
-    """X of which only the shape (N, P), N <= P, and X X^T are known: all that a factor needs.
+    """X of which only the shape (N, P) and X X^T are known: all that a factor needs.
 
     Parameters
     ----------
     shape : tuple of int
     gram : (N, N) float64 array
     """
+
+    direct = True
 
     def __init__(self, shape: tuple[int, int], gram: np.ndarray):
         self.shape, self._gram = shape, gram
@@ -139,7 +177,7 @@ class Gram:
 
         Parameters
         ----------
-        X : (N, P) array
+        X : (N, P) array or Convolution
         Y : (M, P) array
 
         Raises
@@ -149,7 +187,11 @@ class Gram:
         ValueError
             Shapes that do not fit, or values that are not finite (nothing is added then).
         """
-        X, Y = to_host(X, "X"), to_host(Y, "Y")
+        if isinstance(X, Convolution):
+            Y = X.flatten(Y)
+        else:
+            X = to_host(X, "X")
+        Y = to_host(Y, "Y")
         if X.ndim != 2 or X.shape[0] != self.N:
             hint = "; samples seem to be in rows, pass X.T" if X.ndim == 2 and X.shape[1] == self.N else ""
             raise ValueError(f"X must be {self.N} x P; got {X.shape}{hint}")
@@ -158,6 +200,7 @@ class Gram:
         for name, a in (("X", X), ("Y", Y)):
             if a.dtype.kind != "f":
                 raise TypeError(f"{name} must be of a floating dtype; got {a.dtype}")
+            a = a.images if isinstance(a, Convolution) else a
             if a.size and not (np.isfinite(a.min()) and np.isfinite(a.max())):
                 raise ValueError(f"{name} contains NaN or inf")
         return self._add(X, Y)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from nettrim.arrays import on_gpu, place_of, to_host
+from nettrim.convolution import Convolution
 from nettrim.operators import Gram
 
 __all__ = ["Problem"]
@@ -32,10 +33,11 @@ class Problem:
 
     Parameters
     ----------
-    X : (N, P) array of float32 or float64
+    X : (N, P) array of float32 or float64, or Convolution
         Layer inputs, one column a sample; append a row of ones for a bias. float16 is promoted to float32.
     Y : (M, P) array of float32 or float64
-        Layer outputs: after the ReLU for a ReLU layer.
+        Layer outputs: after the ReLU for a ReLU layer. For a Convolution also (B, M, h, w) or (B, M, l), as a layer
+        puts them out; the same for `omega` and `V`.
     epsilon : float, optional
         Radius of the ball relative to ``||Y_Omega||_F``. Give either this or `epsilon_abs`.
     epsilon_abs : float, optional
@@ -90,9 +92,14 @@ class Problem:
         dtype: Any = None,
     ):
         given = {"X": X, "Y": Y}
-        X, Y = _matrix(X, "X"), _matrix(Y, "Y")
+        if isinstance(X, Convolution):
+            Y, omega, V = (X.flatten(a) for a in (Y, omega, V))
+            _require_finite(X.images, "the images of X")
+        else:
+            X = _matrix(X, "X")
+        Y = _matrix(Y, "Y")
         #: puts results where the caller's X lives
-        self._place = place_of(given["X"])
+        self._place = place_of(getattr(given["X"], "given", given["X"]))
         #: what of X and Y lives on a GPU, as given: a solve there need not copy it again
         self._on_gpu = {name: a for name, a in given.items() if on_gpu(a)}
         if X.shape[1] != Y.shape[1]:
@@ -103,7 +110,14 @@ class Problem:
         self.dtype = _working_dtype(dtype, X, Y)
         self.X, self.Y = X.astype(self.dtype, copy=False), Y.astype(self.dtype, copy=False)
         if self.dtype.itemsize < max(X.dtype.itemsize, Y.dtype.itemsize):
-            _require_finite(self.X, "X", f" in {self.dtype}")
+            if isinstance(X, Convolution):
+                # converted a part at a time, later
+                largest = max(X.images.max(), -X.images.min())
+                _require_finite(
+                    np.asarray(np.inf if largest > np.finfo(self.dtype).max else 0.0), "X", f" in {self.dtype}"
+                )
+            else:
+                _require_finite(self.X, "X", f" in {self.dtype}")
             _require_finite(self.Y, "Y", f" in {self.dtype}")
         self.gram: Gram | None = None
         self._moments: Gram | None = None

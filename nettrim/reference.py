@@ -116,7 +116,7 @@ def _samples(p: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
     """X, Y, mask and radii in float64; a compact problem is stated by the square root of its moments."""
     if not p.compact:
         mask = np.ones(p.Y.shape, bool) if p.mask is None else p.mask
-        return p.X.astype(np.float64), p.Y.astype(np.float64), mask, p.radii, None
+        return p.X[:, :].astype(np.float64), p.Y.astype(np.float64), mask, p.radii, None
     reduced = ReducedLinear.from_gram(p.moments())
     spent = reduced.floor if p.neuronwise else np.array([reduced.floor.sum()])
     radii = np.sqrt(np.maximum(p.radii**2 - spent, 0))

@@ -12,6 +12,7 @@ import numpy as np
 
 from nettrim import backends, coarse, vertex
 from nettrim.admm import Check
+from nettrim.convolution import Convolution
 from nettrim.infeasible import Proof, compact_proof, prove
 from nettrim.interrupt import Interrupt
 from nettrim.polish import ROUNDS, cost, polish
@@ -73,8 +74,9 @@ class Run:
         self.found: tuple[np.ndarray, np.ndarray, Certificate] | None = None
         # of the best check so far, by its gap: a limit may come just after the penalties have changed
         self.best: tuple[float, np.ndarray] | None = None
-        # a polish works on host arrays
-        self.polishes = self.settings.polish and solver.backend.on_host
+        # a polish works on X as an array, on the host
+        unfolded = isinstance(self.problem.X, Convolution) and not self.problem.compact
+        self.polishes = self.settings.polish and solver.backend.on_host and not unfolded
         self.polish_at = POLISH_AT
         self.tried_vertex = False
         self.callback_stops = False

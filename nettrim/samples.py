@@ -11,14 +11,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nettrim.convolution import Convolution
 from nettrim.operators import Dense
+from nettrim.unfolding import Unfolding
 
-__all__ = ["Resident", "Samples"]
+__all__ = ["Resident", "Samples", "operator_of"]
 
 Array = Any
 
 #: bytes of outputs W^T X that are held at a time, beside the state
 BLOCK_BYTES = 24 << 20
+
+
+def operator_of(X: Any, backend: Any, dtype: Any, shared: Array = None) -> Dense | Unfolding:
+    """The operator of a problem's X on a backend; `shared` is X on the device, where the caller has it there."""
+    return Unfolding(X, backend, dtype) if isinstance(X, Convolution) else Dense(X, backend, dtype, shared)
 
 
 class Samples(Protocol):
@@ -75,14 +82,14 @@ class Resident:
 
     Parameters
     ----------
-    operator : Dense
+    operator : Dense or Unfolding
         X.
     target, mask, upper : (M, P), (M, P), (M, P) or (1, 1) device arrays, row-major
         Y, Omega and V.
     backend : Backend
     """
 
-    def __init__(self, operator: Dense, target: Array, mask: Array, upper: Array, backend: Any):
+    def __init__(self, operator: Dense | Unfolding, target: Array, mask: Array, upper: Array, backend: Any):
         self.operator, self.backend = operator, backend
         self.target, self.mask, self.upper = target, mask, upper
         self.dtype = target.dtype

@@ -12,17 +12,19 @@ import numpy as np
 from nettrim import backends
 from nettrim.admm import Factor, Loop, State
 from nettrim.coarse import Start
+from nettrim.convolution import Convolution
 from nettrim.device import choose
 from nettrim.interrupt import Interrupt
 from nettrim.memory import ADVICE, SLOTS, MemoryPlan, plan
 from nettrim.operators import Dense, Gram, KnownGram, ReducedLinear
 from nettrim.problem import Problem
 from nettrim.run import Run
-from nettrim.samples import Resident, Samples
+from nettrim.samples import Resident, Samples, operator_of
 from nettrim.settings import Settings
 from nettrim.solution import Solution
 from nettrim.streamed import Streamed
 from nettrim.threads import blas_threads, limit
+from nettrim.unfolding import Unfolding
 from nettrim.working_set import WorkingSet
 
 __all__ = ["Solver", "solve"]
@@ -73,7 +75,7 @@ class Solver:
         self.backend = backends.get(name, self.settings.n_threads)
         if self.settings.method == "working_set" and not self.backend.on_host:
             raise ValueError(f'method="working_set" runs on the CPU: backend={self.backend.name!r} has "admm" only')
-        self._dense: Dense | None = None
+        self._dense: Dense | Unfolding | None = None
         self._samples: Samples | None = None
         self._plan: MemoryPlan | None = None
         self._plan_of: tuple = ()
@@ -177,7 +179,7 @@ class Solver:
     def _resident(self, X: np.ndarray, Y: np.ndarray, mask: np.ndarray) -> Resident:
         p, be = self.problem, self.backend
         if self._dense is None:
-            self._dense = Dense(X, be, p.dtype, self._shared("X", X))
+            self._dense = operator_of(X, be, p.dtype, self._shared("X", None))
             self._factor = Factor(self._dense, be, p.dtype)
         V = be.rowwise(p.V, p.dtype)
         return Resident(self._dense, be.rowwise(self._shared("Y", Y), p.dtype), be.rowwise(mask, bool), V, be)
@@ -190,7 +192,7 @@ class Solver:
             self._factor = Factor(KnownGram(X.shape, samples.gram()), be, p.dtype)
         return samples
 
-    def _shared(self, name: str, a: np.ndarray) -> Any:
+    def _shared(self, name: str, a: np.ndarray | None) -> Any:
         """The caller's own array on the device, if it is there in the working dtype, else `a`."""
         given = None if self.problem.compact else self.problem._on_gpu.get(name)
         shared = None if given is None else self.backend.share(given)
@@ -210,7 +212,8 @@ class Solver:
             device, free = memory
             limit = self.settings.device_memory
             self._plan = None
-            self._plan = plan(N, M, P, p.dtype.itemsize, free, limit, device, p.V.size > 1, there)
+            chunked = isinstance(p.X, Convolution) and not p.compact
+            self._plan = plan(N, M, P, p.dtype.itemsize, free, limit, device, p.V.size > 1, there, chunked)
             self._plan_of = size
         return self._plan
 

@@ -33,7 +33,6 @@ from typing import Any
 import numpy as np
 
 from nettrim.admm import Check, Loop
-from nettrim.backends.gemm import product
 from nettrim.coarse import Start
 from nettrim.settings import Settings
 from nettrim.threads import limit
@@ -114,8 +113,8 @@ class WorkingSet:
         earlier: WorkingSet | None = None,
     ):
         self.loop, self.settings, self.n_threads, self.stopped = loop, settings, n_threads, stopped
-        self.X = np.ascontiguousarray(loop.samples.operator.X)
-        self.N, self.M = self.X.shape[0], loop.samples.target.shape[0]
+        self.operator = loop.samples.operator
+        self.N, self.M, _ = loop.samples.shape
         self.C = np.broadcast_to(loop.weights, (self.N, self.M)).astype(np.float64)
         self.squares = loop.sizes**2
         self.linear = bool(loop.samples.mask.all())
@@ -219,7 +218,7 @@ class WorkingSet:
         for start in range(0, P, step):
             s = slice(start, min(start + step, P))
             Y = np.where(loop.samples.mask[:, s], loop.samples.target[:, s], 0).astype(np.float64)
-            total += loop.backend.product(self.X[:, s].astype(np.float64), Y.T)
+            total += loop.backend.product(self.operator.columns(s).astype(np.float64), Y.T)
         return total
 
     def _begin(self, start: Start) -> None:
@@ -246,8 +245,6 @@ class WorkingSet:
 
     def _grow(self, m: int) -> None:
         """Matrices of the neuron's sets; what was known of G is kept."""
-        from nettrim.kernels import passes
-
         n = self.neurons[m]
         old, size = n.G.shape[0], n.inputs.size
         if size > old:
@@ -256,19 +253,18 @@ class WorkingSet:
             else:
                 G = np.empty((size, size))
                 G[:old, :old] = n.G
-                passes.gather_products(self.X, self.inside[m], n.inputs, old, G)
+                self.operator.gather_products(self.inside[m], n.inputs, old, G)
                 n.G = G
         if n.A.shape != (size, n.samples.size):
             n.A = np.empty((size, n.samples.size))
-            passes.gather_columns(self.X, n.inputs, n.samples, n.A)
+            self.operator.gather_columns(n.inputs, n.samples, n.A)
 
     def _gram(self) -> np.ndarray:
         """X X^T of a linear layer, the same for all neurons."""
-        N, P = self.X.shape
-        if N <= P:
+        if self.operator.direct:
             return self.loop.factor.gram
         if not hasattr(self, "_products"):
-            X = self.X.astype(np.float64)
+            X = self.operator.rows.astype(np.float64)
             self._products = X @ X.T
         return self._products
 
@@ -400,9 +396,9 @@ class WorkingSet:
         W = np.zeros((self.N, self.M), loop.dtype)
         for m, n in enumerate(self.neurons):
             W[n.inputs, m] = n.w if n.exact else 0 if n.zero else active_set.tidy(n.A, n.w, self.level)
-        Z = product(pool, self.n_threads, W.T, self.X)
+        Z = self.operator.forward_on(pool, self.n_threads, W)
         judged = list(pool.map(lambda m: self._judge(m, Z[m]), range(self.M)))
-        H = product(pool, self.n_threads, self.X, Z.T)
+        H = self.operator.adjoint_on(pool, self.n_threads, Z)
         mu = np.repeat(self.mu, self.M // self.mu.size)
         objective, dual = loop.bound(W, H, loop.samples.multiplier_sums(Z), 1 / mu)
         size = max(abs(objective), abs(dual))
@@ -458,8 +454,8 @@ class _Serial(Executor):
         future.set_result(function(*arguments, **options))
         return future
 
-    def map(self, function: Callable[..., Any], *iterables: Any, **_: Any) -> Iterator[Any]:
-        return map(function, *iterables)
+    def map(self, fn: Callable[..., Any], *iterables: Any, timeout: Any = None, chunksize: int = 1) -> Iterator[Any]:
+        return map(fn, *iterables)
 
 
 def _worst(excess: np.ndarray, most: int) -> np.ndarray:
