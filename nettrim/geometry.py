@@ -49,6 +49,7 @@ class Geometry:
 
     An int counts for every dimension. The number of dimensions is that of the tuples given, and two if there is none.
 
+    >>> from nettrim import Geometry
     >>> Geometry(3, padding="same").output_shape((32, 20))
     (32, 20)
     >>> Geometry((5,), stride=2).output_shape((32,))
@@ -163,6 +164,7 @@ def _pair(entry: Any, padding: Any) -> tuple[int, int]:
 def channel_groups(inputs: int, outputs: int, groups: int) -> list[tuple[slice, slice]]:
     """Channels of a grouped convolution, which is one problem a group: (input channels, output channels) of each.
 
+    >>> from nettrim import channel_groups
     >>> channel_groups(4, 6, 2)
     [(slice(0, 2, None), slice(0, 3, None)), (slice(2, 4, None), slice(3, 6, None))]
 
