@@ -13,6 +13,9 @@ python bench/gpu.py --quick    smaller sizes, for a card with little memory
 
 Layers are random ReLU layers, a tenth of whose weights are large. The script runs where only numpy, scipy, numba and
 cupy are installed: without threadpoolctl, BLAS keeps its threads and the two-core comparison is left out.
+
+In a checkout that is not installed: PYTHONPATH=. python bench/gpu.py. --only takes some of the parts, and what they
+wrote before is kept; --results is another folder for gpu.json.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -46,9 +50,15 @@ if not LIMITED:
     sys.modules["threadpoolctl"].threadpool_info = list
     sys.modules["threadpoolctl"].threadpool_limits = lambda *_: None
 
+import common  # noqa: E402
 from common import environment, write  # noqa: E402
 
 import nettrim as nt  # noqa: E402
+
+if importlib.util.find_spec("nettrim.kernels") is None:
+    # not installed: the kernels lie beside the package
+    nt.__path__.append(str(Path(__file__).parent.parent))
+
 from nettrim import backends  # noqa: E402
 from nettrim import device as choice  # noqa: E402
 from nettrim.admm import Factor, Loop  # noqa: E402
@@ -65,6 +75,7 @@ STREAMED = [(1001, 1000, 60000), (4096, 4096, 65536)]
 CERTIFICATE = [(1001, 100, 5000), (1001, 1000, 20000)]
 #: the problem of the check, the side of the product that gives the peak, iterations that are timed together
 CHECK, PEAK, COUNT = (120, 30, 3000), 8192, 20
+PARTS = ("check", "iteration", "scaling", "streamed", "certificate")
 
 
 def layer(N: int, M: int, P: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -120,24 +131,22 @@ def seconds(cp, work: Callable[[], object], repeats: int) -> float:
 
 def gemm_peak(cp, be, size: int) -> float:
     """float32 flop/s of a square product."""
-    A = cp.ones((size, size), np.float32)
-    C = cp.empty_like(A)
+    # random numbers: a product of ones draws less power, and runs faster
+    A = cp.asarray(np.random.default_rng(0).standard_normal((size, size), dtype=np.float32))
+    C = cp.empty((size, size), np.float32)
     return 2 * size**3 / seconds(cp, lambda: be.product(A, A, C), 5)
 
 
-def loop_of(be, X: np.ndarray, Y: np.ndarray, limit: float | None = None) -> Loop:
-    """The loop of a layer at epsilon .1, with all samples on the card, or within so many bytes."""
+def loop_of(be, X: np.ndarray, Y: np.ndarray, kept: int | None = None, width: int = 0) -> Loop:
+    """The loop of a layer at epsilon .1, with all samples on the card, or so many and buffers of that width."""
     dtype = np.dtype(np.float32)
     zero, one = np.zeros((1, 1), dtype), be.asarray(np.ones((1, 1)), dtype)
     radii = np.array([0.1 * float(np.linalg.norm(Y))])
-    if limit is None:
+    if kept is None:
         dense = Dense(X, be, dtype)
         samples = Resident(dense, be.rowwise(Y, dtype), be.rowwise(Y > 0, bool), be.asarray(zero, dtype), be)
         return Loop(samples, one, radii, Factor(dense, be, dtype))
-    layout = memory_plan(X.shape[0], *Y.shape, 4, be.memory()[1], limit)
-    assert layout.streamed
-    threads = os.cpu_count() or 1
-    samples = Streamed(X, Y, Y > 0, zero, be, dtype, layout.kept, layout.width, SLOTS, threads)
+    samples = Streamed(X, Y, Y > 0, zero, be, dtype, kept, width, SLOTS, os.cpu_count() or 1)
     return Loop(samples, one, radii, Factor(KnownGram(X.shape, samples.gram()), be, dtype))
 
 
@@ -153,8 +162,10 @@ def iteration_seconds(cp, loop: Loop, state) -> float:
         return time.perf_counter() - began
 
     run(3)
-    # the last iteration of a run is a check: the difference of two runs has none
-    return float(np.median([(run(2 * COUNT) - run(COUNT)) / COUNT for _ in range(3)]))
+    # the last iteration of a run is a check, which takes milliseconds: the difference of two runs has none
+    N, M, P = loop.samples.shape
+    count = COUNT if N * M * P > 1e10 else 10 * COUNT
+    return float(np.median([(run(2 * count) - run(count)) / count for _ in range(3)]))
 
 
 def iteration(cp, be, N: int, M: int, P: int, peak: float) -> dict:
@@ -190,27 +201,30 @@ def streamed(cp, be, N: int, M: int, P: int) -> list[dict]:
     resident = iteration_seconds(cp, loop, loop.start())
     del loop
     bus = choice._device_speed(np.dtype(np.float32)).bytes
-    whole, rows = memory_plan(N, M, P, 4, 1 << 50), []
-    least = sum(whole.fixed.values())
+    layout, rows = memory_plan(N, M, P, 4, 1 << 50, chunked=True), []
+    # buffers of the size that a plan would choose, but at least sixteen chunks
+    width = min(layout.width, max(P // 16 // 32 * 32, 32))
     for part in (0.5, 0.25, 0.0):
-        limit = least + max(part, 0.05) * whole.per_sample * P
-        layout = memory_plan(N, M, P, 4, be.memory()[1], limit)
-        loop = loop_of(be, X, Y, limit)
+        kept = int(part * P) // width * width
+        loop = loop_of(be, X, Y, kept, width)
         each = iteration_seconds(cp, loop, loop.start())
+        loop.samples.drain()
         del loop
+        moved = (P - kept) * (2 * layout.per_sample + 2 * 4 * M)
         rows.append(
             {
                 "N": N,
                 "M": M,
                 "P": P,
-                "kept": layout.kept / P,
+                "kept": kept / P,
+                "width": width,
                 "iteration_ms": 1e3 * each,
                 "resident_ms": 1e3 * resident,
                 "ratio": each / resident,
-                "moved_gigabytes": layout.moved / 1e9,
+                "moved_gigabytes": moved / 1e9,
                 "bus_gigabytes_per_second": bus / 1e9,
                 # hidden transfers cost what the longer of the two takes
-                "ratio_to_bound": each / max(resident, layout.moved / bus),
+                "ratio_to_bound": each / max(resident, moved / bus),
             }
         )
     return rows
@@ -240,50 +254,69 @@ def certificate(N: int, M: int, P: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas: " + ", ".join(PARTS))
+    parser.add_argument("--results", type=Path, help="folder for gpu.json (default bench/results)")
     args = parser.parse_args()
+    only = args.only.split(",")
+    if set(only) - set(PARTS):
+        parser.error(f"--only takes {', '.join(PARTS)}")
+    if args.results:
+        common.RESULTS = args.results
     import cupy as cp
 
     be = backends.get("cupy")
     properties = cp.cuda.runtime.getDeviceProperties(cp.cuda.Device().id)
-    record = {"environment": environment(os.cpu_count() or 1)}
-    record["environment"] |= {
+    record = (common.read("gpu") or {}) if set(only) < set(PARTS) else {}
+    record["environment"] = environment(os.cpu_count() or 1) | {
         "gpu": properties["name"].decode(),
         "cupy": cp.__version__,
         "cuda": cp.cuda.runtime.runtimeGetVersion(),
         "driver": cp.cuda.runtime.driverGetVersion(),
     }
-    record["check"] = check()
-    print("check", record["check"], flush=True)
+    if "check" in only:
+        record["check"] = check()
+        print("check", record["check"], flush=True)
     peak = gemm_peak(cp, be, min(PEAK, 2048) if args.quick else PEAK)
     record["gemm_peak_tflops"] = peak / 1e12
     print(f"float32 GEMM {peak / 1e12:.1f} TFLOP/s", flush=True)
-    for name, sizes in (("iteration", QUICK if args.quick else SIZES), ("scaling", [] if args.quick else SCALING)):
-        rows = record.setdefault(name, [])
-        for size in sizes:
-            r = iteration(cp, be, *size, peak)
-            rows.append(r)
-            print(
-                f"{name} N {r['N']} M {r['M']} P {r['P']}: {r['iteration_ms']:.2f} ms, products "
-                f"{r['products_ms']:.2f} ms, ratio {r['ratio']:.2f}, {r['percent_of_peak']:.0f} % of peak",
-                flush=True,
-            )
+    write("gpu", record)
+    sizes = {
+        "iteration": QUICK if args.quick else SIZES,
+        "scaling": [] if args.quick else SCALING,
+        "streamed": QUICK[1:] if args.quick else STREAMED,
+        "certificate": QUICK[:1] if args.quick else CERTIFICATE,
+    }
+    for part in (name for name in PARTS[1:] if name in only):
+        rows = record[part] = []
+        for size in sizes[part]:
+            if part == "streamed":
+                rows += streamed(cp, be, *size)
+            else:
+                rows.append(certificate(*size) if part == "certificate" else iteration(cp, be, *size, peak))
+            show(part, rows)
             write("gpu", record)
-    rows = record.setdefault("streamed", [])
-    for size in QUICK[1:] if args.quick else STREAMED:
-        for r in streamed(cp, be, *size):
-            rows.append(r)
+
+
+def show(part: str, rows: list[dict]) -> None:
+    """The rows of the last size."""
+    last = rows[-1]
+    title = f"{part} N {last['N']} M {last['M']} P {last['P']}"
+    if part == "streamed":
+        for r in rows[-3:]:
             print(
-                f"streamed N {r['N']} M {r['M']} P {r['P']}, {r['kept']:.0%} on the card: {r['iteration_ms']:.2f} ms, "
-                f"{r['ratio']:.2f} of resident, {r['ratio_to_bound']:.2f} of the bound",
+                f"{title}, {r['kept']:.0%} on the card: {r['iteration_ms']:.2f} ms, {r['ratio']:.2f} of resident, "
+                f"{r['ratio_to_bound']:.2f} of the bound",
                 flush=True,
             )
-        write("gpu", record)
-    rows = record.setdefault("certificate", [])
-    for size in QUICK[:1] if args.quick else CERTIFICATE:
-        rows.append(certificate(*size))
-        for name, r in rows[-1]["runs"].items():
-            print(f"certificate {size} {name}: {r['seconds']:.2f} s, {r['status']}, gap {r['gap']:.0e}", flush=True)
-        write("gpu", record)
+    elif part == "certificate":
+        for name, r in last["runs"].items():
+            print(f"{title} {name}: {r['seconds']:.2f} s, {r['status']}, gap {r['gap']:.0e}", flush=True)
+    else:
+        print(
+            f"{title}: {last['iteration_ms']:.2f} ms, products {last['products_ms']:.2f} ms, "
+            f"ratio {last['ratio']:.2f}, {last['percent_of_peak']:.0f} % of peak",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@
 
 from nettrim.convolution import Convolution
 from nettrim.geometry import Geometry, channel_groups
+from nettrim.layer import Layer
+from nettrim.network import PrunedNetwork, prune
 from nettrim.operators import Gram
 from nettrim.problem import Problem
 from nettrim.settings import Settings
@@ -21,13 +23,16 @@ __all__ = [
     "Convolution",
     "Geometry",
     "Gram",
+    "Layer",
     "Problem",
+    "PrunedNetwork",
     "Settings",
     "Solution",
     "Solver",
     "Status",
     "certify",
     "channel_groups",
+    "prune",
     "solve",
     "verify_ray",
 ]

@@ -170,7 +170,8 @@ class Loop:
         self.weights, self.radii, self.dtype = weights, radii, samples.dtype
         #: ||y_m|| on Omega
         self.sizes = samples.sizes()
-        self._host_weights = self.backend.to_host(weights).astype(np.float64)
+        # checks compute with them: on the host in float64
+        self._judge = weights.astype(np.float64) if self.backend.on_host else weights
 
     def start(self) -> State:
         """State at W = 0, with the threshold in the units of the ridge solution's weights."""
@@ -179,7 +180,7 @@ class Loop:
         r = self.factor.balance(BALANCE_START * (self.factor.size or 1.0))
         ridge = np.abs(be.to_host(self.factor.solve(self.samples.target_product(), r)))
         typical = THRESHOLD_START * float(ridge.mean(dtype=np.float64)) or 1.0
-        C = self._host_weights
+        C = be.to_host(self.weights).astype(np.float64)
         tau = typical / (float(C[C > 0].mean()) if (C > 0).any() else 1.0)
         return State(self.samples.state(), be.zeros((N, M), self.dtype), be.zeros((N, M), self.dtype), r, tau)
 
@@ -234,14 +235,13 @@ class Loop:
             F -= 2 * D
             squares = self.samples.advance(state.T, F)
             state.T2 += F
-            step = W - state.W
-            state.W = W
+            old, state.W = state.W, W
             if verdict is not None:
                 return verdict
             if settings.adapt and state.iteration >= next_adapt:
                 next_adapt = next(adapt_at)
                 deadband = ADAPT_DEADBAND if state.iteration <= ADAPT_AT[-1] else ADAPT_LATE
-                squares = self._adapt(state, step, squares, deadband)
+                squares = self._adapt(state, W - old, squares, deadband)
 
     def _scale(self, squares: Any) -> Any:
         """Shrink factor of each row towards Y, from its squared distance: the projection onto the ball or balls."""
@@ -268,14 +268,10 @@ class Loop:
         `product` is X multiplier^T, N x M, and `sums` the multiplier sums. Rows with C = 0 are taken as balanced: the
         certificate does that properly.
         """
-        be = self.backend
         linear, squares, upper = sums.T * rho
         norms = np.sqrt(squares * rho)
-        W, H = be.to_host(weights), np.abs(be.to_host(product))
-        C = self._host_weights
-        objective = float((np.abs(W) * C).sum(dtype=np.float64))
-        excess = np.divide(H, C, out=np.zeros(H.shape), where=np.broadcast_to(C > 0, H.shape)).max(0) * rho
-        scale = 1 / np.maximum(excess, 1)
+        objective, excess = self.backend.weight_sums(weights, product, self._judge)
+        scale = 1 / np.maximum(excess * rho, 1)
         gain, norms = -(linear + upper) * scale, norms * scale
         if self.radii.size == 1:
             dual = float(gain.sum() - self.radii[0] * np.sqrt((norms**2).sum()))

@@ -99,7 +99,10 @@ def _device_speed(dtype: np.dtype) -> Speed:
 
 def _flops(backend: Any, dtype: np.dtype) -> float:
     m, k, n = PRODUCT
-    A, B, C = (backend.zeros(shape, dtype) for shape in ((m, k), (k, n), (m, n)))
+    rng = np.random.default_rng(0)
+    # random numbers: on zeros a processor may run faster
+    A, B = (backend.asarray(rng.standard_normal(shape).astype(dtype), dtype) for shape in ((m, k), (k, n)))
+    C = backend.zeros((m, n), dtype)
 
     def product() -> None:
         backend.product(A, B, C)

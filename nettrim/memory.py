@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 
 from nettrim.backends.base import MOMENTS_BYTES
-from nettrim.samples import BLOCK_BYTES
 
 __all__ = ["MemoryPlan", "plan"]
 
@@ -103,6 +102,7 @@ def plan(
     bounds: bool = False,
     there: int = 0,
     chunked: bool = False,
+    block_bytes: int = 512 << 20,
 ) -> MemoryPlan:
     """Lay P samples of a layer with N inputs and M outputs out on a device.
 
@@ -124,6 +124,8 @@ def plan(
         Bytes a sample of X and Y that are on the device already.
     chunked : bool
         Whether samples have to come in chunks, even if all fit: those of a convolution, which are made so.
+    block_bytes : int
+        Bytes of outputs that are held at a time, beside the state.
 
     Returns
     -------
@@ -139,7 +141,7 @@ def plan(
     fixed = {
         f"systems of {side:,} x {side:,} in float64": INVERSES * 8 * side**2,
         f"weights of {N:,} x {M:,} and their copies": WEIGHTS * itemsize * N * M,
-        BLOCKS: max(2 * min(max(BLOCK_BYTES, itemsize * P), itemsize * M * P), 2 * min(MOMENTS_BYTES, 8 * N * P)),
+        BLOCKS: max(2 * min(max(block_bytes, itemsize * P), itemsize * M * P), 2 * min(MOMENTS_BYTES, 8 * N * P)),
     }
     columns = itemsize * (N + 2 * M + (M if bounds else 0)) + M
     whole = MemoryPlan(device, free, available, fixed, columns - there, P, P)

@@ -19,9 +19,6 @@ __all__ = ["Resident", "Samples", "operator_of"]
 
 Array = Any
 
-#: bytes of outputs W^T X that are held at a time, beside the state
-BLOCK_BYTES = 24 << 20
-
 
 def operator_of(X: Any, backend: Any, dtype: Any, shared: Array = None) -> Dense | Unfolding:
     """The operator of a problem's X on a backend; `shared` is X on the device, where the caller has it there."""
@@ -47,7 +44,7 @@ class Samples(Protocol):
         """Whether an earlier state has the form of this one's."""
 
     def drain(self) -> None:
-        """Wait until nothing is being copied to or from the device."""
+        """Wait until nothing is being copied to or from the device, and its work is done."""
 
     def to_host(self, T: Any) -> np.ndarray:
         """T as an M x P array."""
@@ -101,7 +98,9 @@ class Resident:
     def fits(self, T: Any) -> bool:
         return getattr(T, "shape", None) == self.target.shape
 
-    def drain(self) -> None: ...
+    def drain(self) -> None:
+        # the caller's own arrays may be what the last iteration still reads
+        self.backend.wait()
 
     def to_host(self, T: Array) -> np.ndarray:
         return self.backend.to_host(T)
@@ -158,7 +157,7 @@ class Resident:
     def _blocks(self) -> Iterator[tuple[slice, Array]]:
         """Blocks of neurons, and a buffer for their outputs, zero at first."""
         M, P = self.target.shape
-        block = max(1, min(M, BLOCK_BYTES // (self.dtype.itemsize * P)))
+        block = max(1, min(M, self.backend.block_bytes // (self.dtype.itemsize * P)))
         Z = self.backend.zeros((block, P), self.dtype)
         for m in range(0, M, block):
             s = slice(m, min(m + block, M))

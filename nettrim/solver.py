@@ -205,15 +205,20 @@ class Solver:
             return None
         size = N, M, P, p.dtype.itemsize, p.V.size > 1
         if self._plan is None or self._plan_of != size:
-            there = 0 if self._dense is None else N * p.dtype.itemsize
-            for name, rows in (("X", N), ("Y", M)):
-                if self._shared(name, None) is not None and not (name == "X" and self._dense is not None):
-                    there += rows * p.dtype.itemsize
+            X, Y = (self._shared(name, None) for name in ("X", "Y"))
+            there = 0
+            if self._dense is not None or (X is not None and (X.flags.c_contiguous or X.flags.f_contiguous)):
+                there += N * p.dtype.itemsize
+            # the passes need it row-major: another one is copied
+            if Y is not None and Y.flags.c_contiguous:
+                there += M * p.dtype.itemsize
             device, free = memory
             limit = self.settings.device_memory
             self._plan = None
             chunked = isinstance(p.X, Convolution) and not p.compact
-            self._plan = plan(N, M, P, p.dtype.itemsize, free, limit, device, p.V.size > 1, there, chunked)
+            self._plan = plan(
+                N, M, P, p.dtype.itemsize, free, limit, device, p.V.size > 1, there, chunked, self.backend.block_bytes
+            )
             self._plan_of = size
         return self._plan
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import cuda_stand_in
@@ -45,9 +46,9 @@ def stand_in(library, monkeypatch):
     modules = cuda_stand_in.modules_of(library)
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    cupy_._module.cache_clear()
+    cuda_stand_in.forget()
     yield modules["cupy"]
-    cupy_._module.cache_clear()
+    cuda_stand_in.forget()
 
 
 @pytest.fixture(params=["stand-in", "gpu"])
@@ -219,9 +220,57 @@ def test_rounded_products_are_refused(stand_in, monkeypatch):
         backends.get("cupy")
 
 
+def test_nothing_waits_for_the_device_between_checks(stand_in):
+    """Twice the iterations, as many waits: those of the start, of adapting and of the last check."""
+    problem = random_problem(np.random.default_rng(2), 12, 5, 60)
+    waits = []
+    for count in (30, 60):
+        loop = nt.Solver(problem, backend="cupy")._loop()
+        state = loop.start()
+        before = cuda_stand_in.DeviceArray.waits
+        settings = nt.Settings(max_iterations=count, check_every=10**6, adapt=False)
+        loop.run(state, settings, lambda check: False, lambda: None, lambda check: None)
+        waits.append(cuda_stand_in.DeviceArray.waits - before)
+    assert waits[0] == waits[1] > 0
+
+
+def test_large_arrays_are_uploaded_by_blocks(stand_in, monkeypatch, rng):
+    """CuPy would page-lock a buffer of their size, and keep it."""
+    monkeypatch.setattr(cupy_, "LARGE_BYTES", 1000)
+    be = backends.get("cupy")
+    whole, shapes = stand_in.asarray, []
+    monkeypatch.setattr(stand_in, "asarray", lambda a, dtype=None: shapes.append(np.size(a)) or whole(a, dtype))
+    A = rng.standard_normal((37, 50))
+    for a in (A, np.asfortranarray(A), A[::2], A[:, ::3], A.astype(np.float32)):
+        for dtype in (np.float32, np.float64):
+            np.testing.assert_array_equal(be.to_host(be.asarray(a, dtype)), a.astype(dtype))
+            made = be.rowwise(a, dtype)
+            assert made.flags.c_contiguous
+            np.testing.assert_array_equal(be.to_host(made), a.astype(dtype))
+    assert max(shapes, default=0) * 8 <= 1000
+
+
+def test_nan_is_the_largest(be, dtype):
+    z = be.asarray(np.array([[1.0, np.nan, 2.0]]), dtype)
+    y, mask, v = (
+        be.asarray(np.zeros((1, 3)), dtype),
+        be.asarray(np.zeros((1, 3), bool), bool),
+        be.asarray([[0.0]], dtype),
+    )
+    assert np.isnan(be.to_host(be.violation_sums(z, y, mask, v))).tolist() == [[False, True, True]]
+
+
+def test_no_cuda_libraries(monkeypatch):
+    """CuPy is there, cuBLAS is not."""
+    monkeypatch.setitem(sys.modules, "cupy", types.ModuleType("cupy"))
+    cuda_stand_in.forget()
+    with pytest.raises(ImportError, match="libraries of CUDA.*ctk"):
+        backends.get("cupy")
+
+
 def test_no_cupy(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    cupy_._module.cache_clear()
+    cuda_stand_in.forget()
     with pytest.raises(ImportError, match=r"nettrim\[cuda12\]"):
         backends.get("cupy")
 

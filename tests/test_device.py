@@ -12,7 +12,6 @@ from test_cuda import gpu_missing, library  # noqa: F401  a fixture
 
 import nettrim as nt
 from nettrim import backends, device
-from nettrim.backends import cupy_
 from nettrim.device import Speed
 
 
@@ -21,9 +20,9 @@ def cupy(library, monkeypatch):  # noqa: F811
     modules = cuda_stand_in.modules_of(library)
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    cupy_._module.cache_clear()
+    cuda_stand_in.forget()
     yield modules["cupy"]
-    cupy_._module.cache_clear()
+    cuda_stand_in.forget()
 
 
 @pytest.fixture

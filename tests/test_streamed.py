@@ -29,7 +29,7 @@ def cupy(library, monkeypatch):  # noqa: F811
     modules = cuda_stand_in.modules_of(library)
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    cupy_._module.cache_clear()
+    cuda_stand_in.forget()
     timeline, copy = modules["cupy"].cuda.timeline, streamed.Streamed._copy
 
     def seen(self, to, source):
@@ -38,7 +38,7 @@ def cupy(library, monkeypatch):  # noqa: F811
 
     monkeypatch.setattr(streamed.Streamed, "_copy", seen)
     yield modules["cupy"]
-    cupy_._module.cache_clear()
+    cuda_stand_in.forget()
 
 
 def arrays(rng, dtype, constant):
@@ -406,6 +406,15 @@ def test_arrays_on_the_device_are_used_as_they_are(cupy):
     assert nt.Solver(problem.replace(dtype=np.float32), backend="cupy")._loop().samples.dtype == np.float32
     on_host = nt.Solver(plain, backend="cupy").solve()
     np.testing.assert_array_equal(on_host.W, cuda_stand_in.host(solver.solve().W))
+
+
+def test_what_has_to_be_copied_counts(cupy):
+    """Outputs of a framework, transposed, are column-major: the passes need them by rows."""
+    plain = large()
+    X, Y = (cuda_stand_in.ForeignArray(np.asfortranarray(a)) for a in (plain.X, plain.Y))
+    solver = nt.Solver(nt.Problem(X, Y, epsilon_abs=plain.epsilon), backend="cupy")
+    item = plain.dtype.itemsize
+    assert solver.memory_plan().per_sample == item * 2 * plain.M + plain.M
 
 
 def test_arrays_of_any_layout(cupy):

@@ -42,7 +42,8 @@ struct Bounds {
   }
 };
 
-__device__ double larger(double a, double b) { return b <= a ? a : b; }
+// NaN stays, whichever it is
+__device__ double larger(double a, double b) { return b <= a || a != a ? a : b; }
 
 // Over the threads of a block, to thread 0: sums of a and b, sum or maximum of c. The order depends on blockDim only.
 __device__ Sums reduce(Sums s, bool largest) {

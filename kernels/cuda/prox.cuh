@@ -88,7 +88,7 @@ NETTRIM_FUNCTION void add_violation(Sums &s, T z, T y, T v, bool inside) {
   } else {
     const double e = positive(double(z) - double(v));
     s.b += e * e;
-    s.c = e <= s.c ? s.c : e;
+    s.c = e <= s.c || s.c != s.c ? s.c : e;
   }
 }
 

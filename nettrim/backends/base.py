@@ -52,6 +52,8 @@ class Backend(Protocol):
     name: str
     #: whether its arrays are NumPy's
     on_host: bool
+    #: bytes of outputs W^T X that are held at a time, beside the state
+    block_bytes: int
 
     def asarray(self, a: np.ndarray, dtype: Any) -> Array:
         """Move ``a`` to the device in ``dtype``; no copy when it already is there, contiguous, in that dtype."""
@@ -85,6 +87,12 @@ class Backend(Protocol):
 
         Raises ``numpy.linalg.LinAlgError`` when ``A`` is not positive definite.
         """
+
+    def weight_sums(self, W: Array, H: Array, C: Array) -> tuple[float, np.ndarray]:
+        """sum |W| C, and for each column the largest |H| / C where C > 0, (M,) float64 on the host."""
+
+    def wait(self) -> None:
+        """Until the device has done what it has been given."""
 
     def norm(self, a: Array) -> float:
         """Frobenius norm."""

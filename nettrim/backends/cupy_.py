@@ -6,6 +6,7 @@ order of summation, and so do the shrink factors that follow from it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -20,6 +21,8 @@ __all__ = ["CudaTransfers", "CupyBackend"]
 THREADS, PACKS, PIECES = 256, 4, 64
 #: rows of a grid at most
 ROWS = 65535
+#: host arrays above this many bytes are copied by blocks of that size
+LARGE_BYTES = 64 << 20
 #: by dtype, the names of the kernels for packs of 16 bytes and for single entries
 _SUFFIX = {np.dtype(np.float32): ("float", 4), np.dtype(np.float64): ("double", 2)}
 
@@ -27,21 +30,35 @@ _SUFFIX = {np.dtype(np.float32): ("float", 4), np.dtype(np.float64): ("double", 
 def _cupy() -> Any:
     try:
         import cupy
-        import cupy.cublas
     except ImportError as error:
         raise ImportError(
             "backend=\"cupy\" needs CuPy: pip install 'nettrim[cuda12]' or 'nettrim[cuda13]', for your CUDA version"
+        ) from error
+    try:
+        import cupy.cublas
+    except ImportError as error:
+        raise ImportError(
+            f'backend="cupy" needs the libraries of CUDA, which CuPy does not find ({error}): install CUDA, or '
+            "pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
         ) from error
     return cupy
 
 
 @cache
-def _module(device: int) -> Any:
-    """The compiled kernels on a device. CuPy keeps what it has compiled on disk."""
+def _kernels(device: int) -> Callable[[str], Any]:
+    """The compiled kernels on a device, by name. CuPy keeps what it has compiled on disk, by the text of its source."""
     folder = resources.files("nettrim.kernels") / "cuda"
-    with resources.as_file(folder) as path:
-        source = (path / "admm.cu").read_text()
-        return _cupy().RawModule(code=source, options=("--std=c++17", f"-I{path}"))
+    # an included file would not be part of that text
+    arithmetic = (folder / "prox.cuh").read_text().replace("#pragma once", "")
+    source = (folder / "admm.cu").read_text().replace('#include "prox.cuh"', arithmetic)
+    return cache(_cupy().RawModule(code=source, options=("--std=c++17",)).get_function)
+
+
+@cache
+def _squares() -> Any:
+    """Sum of squares in float64, without a float64 copy."""
+    expressions = "(double)x * (double)x", "a + b", "y = a", "0"
+    return _cupy().ReductionKernel("T x", "float64 y", *expressions, "nettrim_sum_of_squares")
 
 
 class CudaTransfers:
@@ -107,12 +124,12 @@ class CupyBackend:
 
     name = "cupy"
     on_host = False
+    block_bytes = 512 << 20
 
     def __init__(self) -> None:
         cp = self.cp = _cupy()
         try:
-            device = cp.cuda.Device()
-            self._kernels = _module(device.id)
+            self._kernel = _kernels(cp.cuda.Device().id)
         except cp.cuda.runtime.CUDARuntimeError as error:
             raise RuntimeError(f'backend="cupy" found no usable GPU: {error}. Use backend="numba".') from error
         self._radii: tuple[np.ndarray, Any] | None = None
@@ -130,7 +147,7 @@ class CupyBackend:
     # arrays
 
     def asarray(self, a: Any, dtype: Any) -> Any:
-        a = self.cp.asarray(a, dtype=dtype)
+        a = self._upload(a, dtype)
         return a if a.flags.c_contiguous or a.flags.f_contiguous else self.cp.ascontiguousarray(a)
 
     def share(self, a: Any) -> Any:
@@ -140,7 +157,19 @@ class CupyBackend:
         return a if isinstance(a, self.cp.ndarray) else self.cp.from_dlpack(a)
 
     def rowwise(self, a: Any, dtype: Any) -> Any:
-        return self.cp.ascontiguousarray(self.cp.asarray(a, dtype=dtype))
+        return self.cp.ascontiguousarray(self._upload(a, dtype))
+
+    def _upload(self, a: Any, dtype: Any) -> Any:
+        """On the device in `dtype`; large arrays by blocks, or CuPy would keep page-locked memory of their size."""
+        if not isinstance(a, np.ndarray) or isinstance(a, self.cp.ndarray) or a.ndim != 2 or a.nbytes < LARGE_BYTES:
+            return self.cp.asarray(a, dtype=dtype)
+        if a.flags.f_contiguous and not a.flags.c_contiguous:
+            return self._upload(a.T, dtype).T
+        made = self.cp.empty(a.shape, dtype)
+        step = max(1, LARGE_BYTES // (a.shape[1] * made.dtype.itemsize))
+        for r in range(0, a.shape[0], step):
+            made[r : r + step].set(np.ascontiguousarray(a[r : r + step], dtype))
+        return made
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
         return self.cp.zeros(shape, dtype)
@@ -185,9 +214,19 @@ class CupyBackend:
         return self.product(half.T, half)
 
     def norm(self, a: Any) -> float:
-        return float(self.cp.sqrt(self.cp.square(a, dtype=np.float64).sum()))
+        return float(np.sqrt(float(_squares()(a))))
+
+    def weight_sums(self, W: Any, H: Any, C: Any) -> tuple[float, np.ndarray]:
+        cp = self.cp
+        objective = (cp.abs(W) * C).sum(dtype=np.float64)
+        # an unpenalised entry has no limit here
+        limit = cp.where(C > 0, C, C.dtype.type(np.inf))
+        return float(objective), self.to_host((cp.abs(H) / limit).max(0)).astype(np.float64)
 
     # memory
+
+    def wait(self) -> None:
+        self.cp.cuda.get_current_stream().synchronize()
 
     def transfers(self, slots: int) -> CudaTransfers:
         return CudaTransfers(self.cp, slots)
@@ -277,7 +316,7 @@ class CupyBackend:
         self._launch(f"{kernel}_{name}_{width}", grid, (*arguments, np.int64(M), np.int64(P)))
 
     def _launch(self, kernel: str, grid: tuple[int, ...], arguments: tuple) -> None:
-        self._kernels.get_function(kernel)(grid, (THREADS,), arguments)
+        self._kernel(kernel)(grid, (THREADS,), arguments)
 
     @staticmethod
     def _contiguous(a: Any) -> Any:

@@ -44,6 +44,7 @@ class NumpyBackend:
 
     name = "numpy"
     on_host = True
+    block_bytes = 24 << 20
 
     def asarray(self, a: np.ndarray, dtype: Any) -> np.ndarray:
         a = np.asarray(a, dtype=dtype)
@@ -105,6 +106,15 @@ class NumpyBackend:
             raise np.linalg.LinAlgError(f"the {A.shape[0]} x {A.shape[0]} system is not positive definite")
         # LAPACK fills one triangle only
         return mirror(factor)
+
+    def weight_sums(self, W, H, C):
+        C = C.astype(np.float64, copy=False)
+        objective = float((np.abs(W) * C).sum(dtype=np.float64))
+        H = np.abs(H)
+        return objective, np.divide(H, C, out=np.zeros(H.shape), where=np.broadcast_to(C > 0, H.shape)).max(0)
+
+    def wait(self):
+        """Nothing is under way."""
 
     def norm(self, a):
         return float(np.sqrt(np.einsum("ij,ij->", a, a, dtype=np.float64)))

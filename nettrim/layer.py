@@ -1,0 +1,293 @@
+"""One layer of a network as arrays: its weights, what it computes, and its pruning as a problem for each group.
+
+Batches come first, as frameworks have them: inputs are (B, ..., N) for a dense layer, (B, C, H, W) or (B, C, L) for a
+convolution, and outputs have the form that the layer gives them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from nettrim.backends import get
+from nettrim.convolution import Convolution
+from nettrim.geometry import Geometry, channel_groups
+from nettrim.problem import Problem
+from nettrim.solution import Solution, Status
+from nettrim.solver import Solver
+from nettrim.unfolding import Unfolding
+
+__all__ = ["Layer", "PrunedLayer", "prune_layer"]
+
+_ORDER = (Status.SOLVED, Status.SOLVED_INACCURATE, Status.MAX_ITERATIONS, Status.TIME_LIMIT)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A dense layer or a convolution, with or without a ReLU after it.
+
+    Parameters
+    ----------
+    weight : (M, N), (M, C, kh, kw) or (M, C, k) array
+        As torch has it: outputs first.
+    bias : (M,) array, optional
+    relu : bool
+        Whether a ReLU follows.
+    geometry : Geometry, optional
+        Of a convolution; its `bias` is that of the layer.
+    groups : int
+        Of a convolution.
+    name : str
+
+    Raises
+    ------
+    TypeError
+        `weight` or `bias` is not of a floating dtype.
+    ValueError
+        Shapes that do not fit each other.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray | None = None
+    relu: bool = True
+    geometry: Geometry | None = None
+    groups: int = 1
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        for what, a in (("weight", self.weight), ("bias", self.bias)):
+            if a is not None and (not isinstance(a, np.ndarray) or a.dtype.kind != "f"):
+                raise TypeError(f"{what} of layer {self.name!r} must be an array of a floating dtype")
+        expected = 2 if self.geometry is None else 2 + self.geometry.ndim
+        if self.weight.ndim != expected:
+            raise ValueError(f"weight of layer {self.name!r} must have {expected} dimensions; got {self.weight.shape}")
+        if self.geometry is not None:
+            if self.weight.shape[2:] != self.geometry.kernel:
+                raise ValueError(
+                    f"weight of layer {self.name!r} is {self.weight.shape}, its kernel {self.geometry.kernel}"
+                )
+            object.__setattr__(self, "geometry", replace(self.geometry, bias=self.bias is not None))
+            channel_groups(self.inputs, self.outputs, self.groups)
+        elif self.groups != 1:
+            raise ValueError(f"groups of layer {self.name!r} are for convolutions")
+        if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
+            raise ValueError(f"bias of layer {self.name!r} must be {self.weight.shape[:1]}; got {self.bias.shape}")
+
+    @property
+    def outputs(self) -> int:
+        """Neurons, or output channels."""
+        return self.weight.shape[0]
+
+    @property
+    def inputs(self) -> int:
+        """Inputs, or input channels."""
+        return self.weight.shape[1] * self.groups
+
+    @property
+    def size(self) -> int:
+        """Weights and biases."""
+        return self.weight.size + (0 if self.bias is None else self.bias.size)
+
+    @property
+    def nnz(self) -> int:
+        """Weights and biases that are not zero."""
+        return int(np.count_nonzero(self.weight)) + (0 if self.bias is None else int(np.count_nonzero(self.bias)))
+
+    def parts(self) -> list[tuple[slice, slice]]:
+        """(input channels, outputs) of each group."""
+        if self.groups == 1:
+            return [(slice(0, self.inputs), slice(0, self.outputs))]
+        return channel_groups(self.inputs, self.outputs, self.groups)
+
+    def matrix(self, inputs: Any, dtype: Any = None) -> Any:
+        """X of one group's `inputs`, in `dtype`: N x P with a row of ones if there is a bias, or a `Convolution`."""
+        if self.geometry is not None:
+            return Convolution(inputs, self.geometry, dtype=dtype)
+        X = inputs.reshape(-1, inputs.shape[-1]).T
+        rows = X.shape[0] + (self.bias is not None)
+        made = np.empty((rows, X.shape[1]), np.result_type(X.dtype, np.float32) if dtype is None else dtype)
+        made[: X.shape[0]] = X
+        made[X.shape[0] :] = 1
+        return made
+
+    def flatten(self, outputs: np.ndarray) -> np.ndarray:
+        """Outputs as an M x P matrix."""
+        if self.geometry is None:
+            return outputs.reshape(-1, outputs.shape[-1]).T
+        return np.moveaxis(outputs, 1, 0).reshape(outputs.shape[1], -1)
+
+    def weights(self, m: slice) -> np.ndarray:
+        """W of a group, N x M: the bias is its last row."""
+        rows = [self.weight[m].reshape(m.stop - m.start, -1).T]
+        if self.bias is not None:
+            rows.append(self.bias[None, m])
+        return np.vstack(rows)
+
+    def linear(self, inputs: np.ndarray) -> np.ndarray:
+        """What goes into the ReLU."""
+        if self.geometry is None:
+            outputs = inputs @ self.weight.T
+            return outputs if self.bias is None else outputs + self.bias
+        parts = []
+        for c, m in self.parts():
+            X = Convolution(inputs[:, c], self.geometry)
+            W = self.weights(m).astype(X.dtype, copy=False)
+            Z = np.empty((W.shape[1], X.shape[1]), X.dtype)
+            Unfolding(X, get("numba"), X.dtype).forward(W, Z)
+            parts.append(Z.reshape(W.shape[1], inputs.shape[0], *X.output_shape))
+        return np.moveaxis(np.concatenate(parts), 1, 0)
+
+    def __call__(self, inputs: np.ndarray) -> np.ndarray:
+        """Outputs of the layer."""
+        outputs = self.linear(inputs)
+        return np.maximum(outputs, 0, out=outputs) if self.relu else outputs
+
+    def amplification(self, with_bias: bool = False) -> float:
+        """Sum of the absolute weights, ||W||_1: by how much a difference of inputs grows at most.
+
+        Of a convolution too, by Young's inequality.
+        """
+        total = float(np.abs(self.weight).sum(dtype=np.float64))
+        return total + (float(np.abs(self.bias).sum(dtype=np.float64)) if with_bias and self.bias is not None else 0.0)
+
+
+@dataclass(frozen=True)
+class PrunedLayer:
+    """A layer after its pruning.
+
+    Parameters
+    ----------
+    layer : Layer
+        With the new weights.
+    solutions : list of Solution
+        One a group.
+    epsilon : float
+        Radius of the ball, over all groups, in the units of the outputs.
+    sizes : tuple of float
+        ||Y_Omega||_F of each group.
+    samples : int
+        P.
+    """
+
+    layer: Layer
+    solutions: list[Solution]
+    epsilon: float
+    sizes: tuple[float, ...]
+    samples: int
+
+    @property
+    def status(self) -> Status:
+        """The worst of the groups'."""
+        return max((s.status for s in self.solutions), key=lambda s: _ORDER.index(s) if s in _ORDER else len(_ORDER))
+
+    @property
+    def gap(self) -> float:
+        """The largest of the groups'."""
+        return max((s.certificate.gap for s in self.solutions), key=abs)
+
+    @property
+    def violation(self) -> float:
+        """The largest of the groups'."""
+        return max(s.certificate.violation for s in self.solutions)
+
+    @property
+    def flips(self) -> int:
+        """Outputs that were positive and no longer are."""
+        return sum(s.certificate.flips for s in self.solutions)
+
+    @property
+    def seconds(self) -> float:
+        """Of all groups."""
+        return sum(s.seconds["total"] for s in self.solutions)
+
+    @property
+    def discrepancy(self) -> float:
+        """Relative error of the outputs on Omega, on the inputs that the layer was pruned with."""
+        errors = (s.certificate.discrepancy * size for s, size in zip(self.solutions, self.sizes, strict=True))
+        return math.sqrt(sum(e**2 for e in errors)) / (self.size or 1.0)
+
+    @property
+    def size(self) -> float:
+        """||Y_Omega||_F, over all groups."""
+        return math.sqrt(sum(size**2 for size in self.sizes))
+
+
+def prune_layer(
+    layer: Layer,
+    inputs: np.ndarray,
+    outputs: np.ndarray,
+    epsilon: float | None = None,
+    *,
+    slack: tuple[float, np.ndarray] | None = None,
+    penalise_bias: bool = True,
+    dtype: Any = None,
+    **settings: Any,
+) -> PrunedLayer:
+    """Sparsest weights of a layer on these inputs.
+
+    Parameters
+    ----------
+    layer : Layer
+    inputs : array
+        What goes into it, in the cascade scheme from pruned layers.
+    outputs : array
+        What it shall put out: those of the unpruned network.
+    epsilon : float, optional
+        Radius relative to ||Y_Omega||_F, of each group.
+    slack : (float, array), optional
+        In place of `epsilon`: gamma, and what the layer's own weights make of `inputs` before the ReLU. The radius is
+        then gamma times its distance to `outputs` on Omega, and it is the upper bound off Omega (program (3.10) of
+        Aghasi et al. 2020), so that the layer's own weights are feasible.
+    penalise_bias : bool
+        Whether the bias counts in the l1 norm.
+    dtype : {None, numpy.float32, numpy.float64}
+    **settings
+        Those of `Settings`.
+
+    Returns
+    -------
+    PrunedLayer
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong input; the message names the argument.
+    """
+    if (epsilon is None) == (slack is None):
+        raise ValueError("give one of epsilon and slack")
+    solutions, radii, sizes, samples = [], [], [], 0
+    weight, bias = layer.weight.copy(), None if layer.bias is None else layer.bias.copy()
+    for c, m in layer.parts():
+        X = layer.matrix(inputs[:, c] if layer.groups > 1 else inputs, dtype)
+        Y = layer.flatten(outputs)[m]
+        options: dict[str, Any] = {"omega": "active" if layer.relu else "linear", "dtype": dtype}
+        if slack is None:
+            options["epsilon"] = epsilon
+        elif slack[0] < 1:
+            raise ValueError(f"gamma must be at least 1, or the layer's own weights are not feasible; got {slack[0]}")
+        else:
+            Z = layer.flatten(slack[1])[m]
+            D = Z - Y if not layer.relu else np.where(Y > 0, Z - Y, 0)
+            options["epsilon_abs"] = slack[0] * float(np.linalg.norm(D.astype(np.float64)))
+            if layer.relu:
+                # a bound above zero is none for the outputs: the ReLU of the layer's own weights allows it
+                options["V"] = Z
+        if not penalise_bias and layer.bias is not None:
+            options["C"] = np.ones((X.shape[0], 1))
+            options["C"][-1] = 0
+        problem = Problem(X, Y, **options)
+        solution = Solver(problem, **settings).solve()
+        W = np.asarray(solution.W)
+        entries = W.shape[0] - (bias is not None)
+        weight[m] = W[:entries].T.reshape(weight[m].shape)
+        if bias is not None:
+            bias[m] = W[entries]
+        solutions.append(solution)
+        radii.append(problem.epsilon)
+        sizes.append(problem.y_norm)
+        samples = problem.P
+    pruned = replace(layer, weight=weight, bias=bias)
+    return PrunedLayer(pruned, solutions, math.sqrt(sum(r**2 for r in radii)), tuple(sizes), samples)

@@ -1,0 +1,359 @@
+"""Pruning a network of plain layers: parallel and cascade schemes, and how far the errors can add up.
+
+Both schemes are those of Aghasi, Abdi, Romberg (2020), section 3.2. Parallel (program (3.5)): every layer reproduces
+its outputs from the inputs that it has in the unpruned network. Cascade (Algorithm 3.1): from the inputs that the
+layers pruned before leave it; the radius is then gamma times the error that its own weights make of these, and what
+they put out where the layer was silent is allowed.
+
+Bounds
+------
+Let e_l be the distance of the outputs of layer l, pruned from unpruned, over all samples (Frobenius), and
+a_l = ||W_l||_1 the sum of its absolute weights, without the bias: the bias is the same for both. Parallel,
+
+    e_l <= a_l e_(l-1) + epsilon_l,        cascade,        e_1 <= epsilon_1,   e_l <= gamma_l a_l e_(l-1).
+
+Theorems 3.1 and 3.2 are these for a_l = 1, the normalised network: a layer divided by a_l, its bias and everything
+before it by the product of the factors so far, has the same outputs up to a factor, since a ReLU is homogeneous. Here
+the weights stay as they are and the factors a_l stand in the bound. They hold because the l1 norm of the pruned
+weights is not larger than that of the layer's own, which are feasible, and bounds the spectral norm. A function between
+two layers (pooling, flattening) must not increase distances.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from nettrim.layer import Layer, PrunedLayer, prune_layer
+
+__all__ = ["LayerReport", "PrunedNetwork", "matches", "prune"]
+
+SCHEMES = ("parallel", "cascade")
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of a layer.
+
+    Attributes
+    ----------
+    name, kind : str
+        Kind is "dense" or "convolution", with "ReLU" or "linear".
+    status : str
+    weights, kept : int
+        Weights and biases, and how many are not zero.
+    epsilon : float
+        Radius relative to the outputs on Omega.
+    discrepancy : float
+        Error of the outputs on Omega, relative, on the inputs that the layer was pruned with.
+    gap, violation : float
+        Of the certificate.
+    flips : int
+    bound : float
+        A-priori bound of the distance of the outputs, pruned from unpruned network, relative to the outputs.
+    error : float
+        That distance, measured on the calibration samples.
+    holdout : float or None
+        And on the samples that were held out.
+    samples : int
+        P of the layer's problem.
+    seconds : float
+    """
+
+    name: str
+    kind: str
+    status: str
+    weights: int
+    kept: int
+    epsilon: float
+    discrepancy: float
+    gap: float
+    violation: float
+    flips: int
+    bound: float
+    error: float
+    holdout: float | None
+    samples: int
+    seconds: float
+
+    @property
+    def density(self) -> float:
+        """Fraction of weights and biases kept."""
+        return self.kept / self.weights
+
+
+@dataclass(frozen=True)
+class PrunedNetwork:
+    """Layers after pruning, with a report for each.
+
+    Attributes
+    ----------
+    layers : list of Layer
+    between : list
+        The functions between them.
+    reports : list of LayerReport
+        Of the layers that were pruned.
+    scheme : str
+    """
+
+    layers: list[Layer]
+    between: list[Callable[[np.ndarray], np.ndarray] | None]
+    reports: list[LayerReport]
+    scheme: str
+
+    def __call__(self, inputs: np.ndarray) -> np.ndarray:
+        """Outputs of the pruned network."""
+        return _run(self.layers, self.between, inputs)[-1]
+
+    @property
+    def kept(self) -> float:
+        """Fraction of all weights and biases that are not zero, of all layers."""
+        return sum(layer.nnz for layer in self.layers) / sum(layer.size for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        rows = [asdict(r) | {"density": r.density} for r in self.reports]
+        return {"scheme": self.scheme, "kept": self.kept, "layers": rows}
+
+    def table(self) -> str:
+        """The reports as text."""
+        rows = [("layer", "kind", "status", "kept", "epsilon", "gap", "violation", "error", "held out", "bound", "s")]
+        for r in self.reports:
+            held_out = "-" if r.holdout is None else f"{r.holdout:.2%}"
+            rows.append(
+                (
+                    *(r.name, r.kind, r.status, f"{r.density:.2%}", f"{r.epsilon:.2%}", f"{r.gap:.1e}"),
+                    *(f"{r.violation:.1e}", f"{r.error:.2%}", held_out, _percent(r.bound), f"{r.seconds:.1f}"),
+                )
+            )
+        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+        lines = [
+            "  ".join(
+                cell.ljust(w) if k < 3 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _percent(value: float) -> str:
+    """Bounds grow with the product of the layers' norms: powers of ten where per cent would be absurd."""
+    return f"{value:.1%}" if value < 10 else f"{value:.0e}"
+
+
+def prune(
+    layers: Sequence[Layer],
+    inputs: np.ndarray,
+    epsilon: float | Mapping[str, float] = 0.05,
+    scheme: str = "parallel",
+    *,
+    gamma: float | Mapping[str, float] = 1.1,
+    between: Sequence[Callable[[np.ndarray], np.ndarray] | None] | None = None,
+    targets: Sequence[str] = ("*",),
+    ignore: Sequence[str] = (),
+    holdout: float = 0.1,
+    samples: int | None = None,
+    seed: int = 0,
+    penalise_bias: bool = True,
+    progress: Callable[[LayerReport], Any] | None = None,
+    **settings: Any,
+) -> PrunedNetwork:
+    """Prune the layers of a network.
+
+    >>> import numpy as np, nettrim as nt
+    >>> rng = np.random.default_rng(0)
+    >>> sizes = [20, 30, 10]
+    >>> layers = [nt.Layer(rng.standard_normal((m, n)) ** 3 / n, name=f"fc{k}", relu=k == 0)
+    ...           for k, (n, m) in enumerate(zip(sizes, sizes[1:]))]
+    >>> pruned = nt.prune(layers, rng.standard_normal((400, 20)), epsilon=0.1)
+    >>> [report.status for report in pruned.reports], pruned.kept < 0.9
+    (['solved', 'solved'], True)
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        In order; names must differ. The last one usually has ``relu=False``.
+    inputs : (B, ...) array
+        Samples of what goes into the first, batch first.
+    epsilon : float or mapping of name patterns to floats
+        Error of a layer relative to its outputs on Omega; in the cascade scheme that of the first pruned layer. The
+        first pattern that fits counts.
+    scheme : {"parallel", "cascade"}
+    gamma : float or mapping of name patterns to floats
+        Slackness of the cascade's further layers, at least 1.
+    between : sequence of callables or None, optional
+        For each layer, a function of its outputs before they go on (pooling, flattening), or None.
+    targets, ignore : sequence of str
+        Patterns of the names of layers to prune, and not to; see `matches`.
+    holdout : float
+        Fraction of the samples that are kept back, to measure errors on; 0 for none.
+    samples : int, optional
+        Calibrate on so many of the others, drawn at random.
+    seed : int
+        Of the draws.
+    penalise_bias : bool
+        Whether biases count in the l1 norm.
+    progress : callable, optional
+        Called with the `LayerReport` of each layer when it is done.
+    **settings
+        Those of `Settings`, and `dtype`.
+
+    Returns
+    -------
+    PrunedNetwork
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong input; the message names the argument.
+    """
+    layers = list(layers)
+    between = [None] * len(layers) if between is None else list(between)
+    _check(layers, between, inputs, scheme, holdout, samples, targets)
+    chosen = [matches(layer.name, targets) and not matches(layer.name, ignore) for layer in layers]
+    if not any(chosen):
+        raise ValueError(f"no layer fits targets {list(targets)} and not ignore {list(ignore)}: {_names(layers)}")
+    calibration, held_out = _split(inputs, holdout, samples, seed)
+    # what arrives at a layer, in the unpruned and in the pruned network
+    arriving = {"calibration": (calibration, calibration)}
+    if held_out is not None:
+        arriving["held out"] = held_out, held_out
+    pruned, reports, bound, first = list(layers), [], 0.0, True
+    for k, layer in enumerate(layers):
+        given, current = arriving["calibration"]
+        outputs = {name: layer(pair[0]) for name, pair in arriving.items()}
+        result = None
+        if not chosen[k]:
+            bound *= layer.amplification()
+        else:
+            fed = current if scheme == "cascade" else given
+            options: dict[str, Any] = {"penalise_bias": penalise_bias, **settings}
+            if scheme == "parallel" or first:
+                options["epsilon"] = _value(epsilon, layer.name, "epsilon")
+                # the pruned weights' norm is bounded by all that counts in it
+                grown = bound * layer.amplification(with_bias=penalise_bias) if scheme == "parallel" else 0.0
+                result = prune_layer(layer, fed, outputs["calibration"], **options)
+                bound = grown + result.epsilon
+            else:
+                slackness = _value(gamma, layer.name, "gamma")
+                result = prune_layer(
+                    layer, fed, outputs["calibration"], slack=(slackness, layer.linear(fed)), **options
+                )
+                bound *= slackness * layer.amplification()
+            pruned[k], first = result.layer, False
+        left = {name: pruned[k](pair[1]) for name, pair in arriving.items()}
+        if result is not None:
+            reports.append(_report(layer, result, outputs, left, bound))
+            if progress is not None:
+                progress(reports[-1])
+        arriving = {name: (_after(between[k], outputs[name]), _after(between[k], left[name])) for name in arriving}
+    return PrunedNetwork(pruned, between, reports, scheme)
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a name fits one of the patterns: shell-like, or a regular expression after ``re:`` that fits all of it.
+
+    >>> matches("encoder.fc1", ["*.fc?"]), matches("head", ["re:fc[0-9]+"])
+    (True, False)
+    """
+    return any(
+        re.fullmatch(pattern[3:], name) is not None if pattern.startswith("re:") else fnmatch.fnmatchcase(name, pattern)
+        for pattern in patterns
+    )
+
+
+def _value(value: float | Mapping[str, float], name: str, what: str) -> float:
+    """The number for a layer."""
+    if not isinstance(value, Mapping):
+        return value
+    for pattern, number in value.items():
+        if matches(name, [pattern]):
+            return number
+    raise ValueError(f"{what} has no pattern that fits layer {name!r}: {', '.join(value)}")
+
+
+def _check(
+    layers: list[Layer],
+    between: list,
+    inputs: np.ndarray,
+    scheme: str,
+    holdout: float,
+    samples: int | None,
+    targets: Sequence[str],
+) -> None:
+    if not layers or not all(isinstance(layer, Layer) for layer in layers):
+        raise TypeError("layers must be a sequence of nettrim.Layer, at least one")
+    if len({layer.name for layer in layers}) < len(layers):
+        raise ValueError(f"layers must have different names; got {_names(layers)}")
+    if len(between) != len(layers):
+        raise ValueError(f"between must have one entry for each layer, {len(layers)}; got {len(between)}")
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
+    if not isinstance(inputs, np.ndarray) or inputs.dtype.kind != "f" or inputs.ndim < 2:
+        raise TypeError("inputs must be an array of a floating dtype, batch first")
+    if isinstance(holdout, bool) or not 0 <= holdout < 1:
+        raise ValueError(f"holdout must be in [0, 1); got {holdout}")
+    left = len(inputs) - round(holdout * len(inputs))
+    if samples is not None and not 1 <= samples <= left:
+        raise ValueError(f"samples must be between 1 and the {left} that are not held out; got {samples}")
+    if isinstance(targets, str):
+        raise TypeError(f"targets must be a list of patterns; got the string {targets!r}")
+
+
+def _names(layers: list[Layer]) -> str:
+    return ", ".join(repr(layer.name) for layer in layers)
+
+
+def _split(inputs: np.ndarray, holdout: float, samples: int | None, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Calibration and held-out samples, disjoint."""
+    order = np.random.default_rng(seed).permutation(len(inputs))
+    back = round(holdout * len(inputs))
+    used = np.sort(order[back:] if samples is None else order[back : back + samples])
+    return inputs[used], inputs[np.sort(order[:back])] if back else None
+
+
+def _after(function: Callable[[np.ndarray], np.ndarray] | None, outputs: np.ndarray) -> np.ndarray:
+    return outputs if function is None else function(outputs)
+
+
+def _run(layers: list[Layer], between: list, inputs: np.ndarray) -> list[np.ndarray]:
+    """What each layer passes on."""
+    passed = []
+    for layer, function in zip(layers, between, strict=True):
+        inputs = _after(function, layer(inputs))
+        passed.append(inputs)
+    return passed
+
+
+def _report(
+    old: Layer, made: PrunedLayer, outputs: dict[str, np.ndarray], left: dict[str, np.ndarray], bound: float
+) -> LayerReport:
+    """From the outputs of the layer in the unpruned and in the pruned network."""
+    norms = {name: _norm(a) for name, a in outputs.items()}
+    errors = {name: _norm(left[name] - a) / (norms[name] or 1.0) for name, a in outputs.items()}
+    return LayerReport(
+        name=old.name,
+        kind=f"{'dense' if old.geometry is None else 'convolution'}, {'ReLU' if old.relu else 'linear'}",
+        status=str(made.status),
+        weights=old.size,
+        kept=made.layer.nnz,
+        epsilon=made.epsilon / (made.size or 1.0),
+        discrepancy=made.discrepancy,
+        gap=made.gap,
+        violation=made.violation,
+        flips=made.flips,
+        bound=bound / (norms["calibration"] or 1.0),
+        error=errors["calibration"],
+        holdout=errors.get("held out"),
+        samples=made.samples,
+        seconds=made.seconds,
+    )
+
+
+def _norm(a: np.ndarray) -> float:
+    return float(np.sqrt(np.sum(np.square(a, dtype=np.float64))))
