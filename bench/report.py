@@ -178,6 +178,24 @@ def rounds(record: dict | None) -> list[str]:
     ]
 
 
+def network(record: dict | None) -> list[str]:
+    """Each run as a line, its layers' kept weights and errors in one."""
+    if not record:
+        return []
+    out = [
+        "| scheme | epsilon | kept | accuracy | kept by layer | error of the outputs | held out | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in record["runs"]:
+        last = r["layers"][-1]
+        by_layer = ", ".join(f"{layer['density']:.0%}" for layer in r["layers"])
+        out.append(
+            f"| {r['scheme']} | {r['epsilon']:g} | {r['kept']:.1%} | {r['accuracy']:.2%} | {by_layer} "
+            f"| {last['error']:.1%} | {last['holdout']:.1%} | {r['seconds']:.0f} |"
+        )
+    return [*out, "", f"Unpruned: {record['accuracy']:.2%}. {environment(record['environment'])}.", ""]
+
+
 def main() -> None:
     solvers = read("solvers") or {}
     sections = [
@@ -192,6 +210,8 @@ def main() -> None:
     generated.write_text("\n".join(line for section in sections for line in section))
     if rows := rounds(read("rounds")):
         (generated.parent / "rounds.md").write_text("\n".join(rows))
+    if rows := network(read("network")):
+        (generated.parent / "network.md").write_text("\n".join(rows))
     readme = ROOT / "README.md"
     if readme.exists():
         body = "\n".join(line for section in sections[:2] for line in section)

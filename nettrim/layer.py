@@ -16,7 +16,7 @@ from nettrim.backends import get
 from nettrim.convolution import Convolution
 from nettrim.geometry import Geometry, channel_groups
 from nettrim.problem import Problem
-from nettrim.solution import Solution, Status
+from nettrim.solution import Certificate, Solution, Status
 from nettrim.solver import Solver
 from nettrim.unfolding import Unfolding
 
@@ -102,16 +102,28 @@ class Layer:
             return [(slice(0, self.inputs), slice(0, self.outputs))]
         return channel_groups(self.inputs, self.outputs, self.groups)
 
-    def matrix(self, inputs: Any, dtype: Any = None) -> Any:
-        """X of one group's `inputs`, in `dtype`: N x P with a row of ones if there is a bias, or a `Convolution`."""
+    def augmented(self, inputs: np.ndarray) -> np.ndarray:
+        """Inputs of a dense layer as (P, N) with a column of ones for a bias; of a convolution as they are."""
+        if self.geometry is not None:
+            return inputs
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        if self.bias is None:
+            return rows
+        made = np.empty((rows.shape[0], rows.shape[1] + 1), np.result_type(rows.dtype, np.float32))
+        made[:, :-1] = rows
+        made[:, -1] = 1
+        return made
+
+    def matrix(self, inputs: np.ndarray, dtype: Any = None) -> Any:
+        """X of one group's `inputs`, in `dtype`: N x P with a row of ones if there is a bias, or a `Convolution`.
+
+        Inputs that are `augmented` already are not copied, if their dtype fits.
+        """
         if self.geometry is not None:
             return Convolution(inputs, self.geometry, dtype=dtype)
-        X = inputs.reshape(-1, inputs.shape[-1]).T
-        rows = X.shape[0] + (self.bias is not None)
-        made = np.empty((rows, X.shape[1]), np.result_type(X.dtype, np.float32) if dtype is None else dtype)
-        made[: X.shape[0]] = X
-        made[X.shape[0] :] = 1
-        return made
+        if inputs.shape[-1] == self.weight.shape[1]:
+            inputs = self.augmented(inputs)
+        return inputs.T if dtype is None else inputs.T.astype(dtype, copy=False)
 
     def flatten(self, outputs: np.ndarray) -> np.ndarray:
         """Outputs as an M x P matrix."""
@@ -127,8 +139,20 @@ class Layer:
         return np.vstack(rows)
 
     def linear(self, inputs: np.ndarray) -> np.ndarray:
-        """What goes into the ReLU."""
+        """What goes into the ReLU; `inputs` may be `augmented`.
+
+        Raises
+        ------
+        ValueError
+            Inputs of another size.
+        """
+        if self.geometry is None and self.bias is not None and inputs.shape[-1] > self.weight.shape[1]:
+            return inputs @ self.weights(slice(0, self.outputs))
         if self.geometry is None:
+            if inputs.shape[-1] != self.weight.shape[1]:
+                raise ValueError(
+                    f"inputs of layer {self.name!r} must have {self.weight.shape[1]} entries; got {inputs.shape}"
+                )
             outputs = inputs @ self.weight.T
             return outputs if self.bias is None else outputs + self.bias
         parts = []
@@ -156,27 +180,34 @@ class Layer:
 
 @dataclass(frozen=True)
 class PrunedLayer:
-    """A layer after its pruning.
+    """A layer after its pruning, one problem a group.
 
     Parameters
     ----------
     layer : Layer
         With the new weights.
     solutions : list of Solution
-        One a group.
-    epsilon : float
-        Radius of the ball, over all groups, in the units of the outputs.
-    sizes : tuple of float
-        ||Y_Omega||_F of each group.
+    certificates : list of Certificate
+        Of the weights as the layer holds them, which may be rounded.
+    radii, sizes : tuple of float
+        epsilon and ||Y_Omega||_F of each, in the units of the outputs.
     samples : int
         P.
     """
 
     layer: Layer
     solutions: list[Solution]
-    epsilon: float
+    certificates: list[Certificate]
+    radii: tuple[float, ...]
     sizes: tuple[float, ...]
     samples: int
+
+    @classmethod
+    def of(cls, layer: Layer, solved: list[tuple[Problem, Solution, Certificate]]) -> PrunedLayer:
+        """From each group's problem, its solution, and the certificate of the weights that the layer holds."""
+        problems, solutions, certificates = (list(column) for column in zip(*solved, strict=True))
+        radii, sizes = tuple(p.epsilon for p in problems), tuple(p.y_norm for p in problems)
+        return cls(layer, solutions, certificates, radii, sizes, problems[0].P)
 
     @property
     def status(self) -> Status:
@@ -186,17 +217,17 @@ class PrunedLayer:
     @property
     def gap(self) -> float:
         """The largest of the groups'."""
-        return max((s.certificate.gap for s in self.solutions), key=abs)
+        return max((c.gap for c in self.certificates), key=abs)
 
     @property
     def violation(self) -> float:
         """The largest of the groups'."""
-        return max(s.certificate.violation for s in self.solutions)
+        return max(c.violation for c in self.certificates)
 
     @property
     def flips(self) -> int:
         """Outputs that were positive and no longer are."""
-        return sum(s.certificate.flips for s in self.solutions)
+        return sum(c.flips for c in self.certificates)
 
     @property
     def seconds(self) -> float:
@@ -204,15 +235,20 @@ class PrunedLayer:
         return sum(s.seconds["total"] for s in self.solutions)
 
     @property
-    def discrepancy(self) -> float:
-        """Relative error of the outputs on Omega, on the inputs that the layer was pruned with."""
-        errors = (s.certificate.discrepancy * size for s, size in zip(self.solutions, self.sizes, strict=True))
-        return math.sqrt(sum(e**2 for e in errors)) / (self.size or 1.0)
+    def epsilon(self) -> float:
+        """Radius of the ball over all groups."""
+        return math.sqrt(sum(r**2 for r in self.radii))
 
     @property
     def size(self) -> float:
-        """||Y_Omega||_F, over all groups."""
+        """||Y_Omega||_F over all groups."""
         return math.sqrt(sum(size**2 for size in self.sizes))
+
+    @property
+    def discrepancy(self) -> float:
+        """Relative error of the outputs on Omega, on the inputs that the layer was pruned with."""
+        errors = (c.discrepancy * size for c, size in zip(self.certificates, self.sizes, strict=True))
+        return math.sqrt(sum(e**2 for e in errors)) / (self.size or 1.0)
 
 
 def prune_layer(
@@ -258,7 +294,7 @@ def prune_layer(
     """
     if (epsilon is None) == (slack is None):
         raise ValueError("give one of epsilon and slack")
-    solutions, radii, sizes, samples = [], [], [], 0
+    solved = []
     weight, bias = layer.weight.copy(), None if layer.bias is None else layer.bias.copy()
     for c, m in layer.parts():
         X = layer.matrix(inputs[:, c] if layer.groups > 1 else inputs, dtype)
@@ -285,9 +321,5 @@ def prune_layer(
         weight[m] = W[:entries].T.reshape(weight[m].shape)
         if bias is not None:
             bias[m] = W[entries]
-        solutions.append(solution)
-        radii.append(problem.epsilon)
-        sizes.append(problem.y_norm)
-        samples = problem.P
-    pruned = replace(layer, weight=weight, bias=bias)
-    return PrunedLayer(pruned, solutions, math.sqrt(sum(r**2 for r in radii)), tuple(sizes), samples)
+        solved.append((problem, solution, solution.certificate))
+    return PrunedLayer.of(replace(layer, weight=weight, bias=bias), solved)

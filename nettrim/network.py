@@ -24,14 +24,14 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from nettrim.layer import Layer, PrunedLayer, prune_layer
 
-__all__ = ["LayerReport", "PrunedNetwork", "matches", "prune"]
+__all__ = ["SCHEMES", "LayerReport", "PrunedNetwork", "describe", "matches", "prune", "table", "value_for"]
 
 SCHEMES = ("parallel", "cascade")
 
@@ -54,15 +54,16 @@ class LayerReport:
     gap, violation : float
         Of the certificate.
     flips : int
-    bound : float
-        A-priori bound of the distance of the outputs, pruned from unpruned network, relative to the outputs.
-    error : float
-        That distance, measured on the calibration samples.
-    holdout : float or None
-        And on the samples that were held out.
     samples : int
         P of the layer's problem.
     seconds : float
+    bound : float or None
+        A-priori bound of the distance of the outputs, pruned from unpruned network, relative to the outputs; None where
+        the layers do not simply follow each other.
+    error : float or None
+        That distance, measured on the calibration samples.
+    holdout : float or None
+        And on the samples that were held out.
     """
 
     name: str
@@ -75,11 +76,11 @@ class LayerReport:
     gap: float
     violation: float
     flips: int
-    bound: float
-    error: float
-    holdout: float | None
     samples: int
     seconds: float
+    bound: float | None = None
+    error: float | None = None
+    holdout: float | None = None
 
     @property
     def density(self) -> float:
@@ -122,28 +123,31 @@ class PrunedNetwork:
 
     def table(self) -> str:
         """The reports as text."""
-        rows = [("layer", "kind", "status", "kept", "epsilon", "gap", "violation", "error", "held out", "bound", "s")]
-        for r in self.reports:
-            held_out = "-" if r.holdout is None else f"{r.holdout:.2%}"
-            rows.append(
-                (
-                    *(r.name, r.kind, r.status, f"{r.density:.2%}", f"{r.epsilon:.2%}", f"{r.gap:.1e}"),
-                    *(f"{r.violation:.1e}", f"{r.error:.2%}", held_out, _percent(r.bound), f"{r.seconds:.1f}"),
-                )
-            )
-        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-        lines = [
-            "  ".join(
-                cell.ljust(w) if k < 3 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        ]
-        return "\n".join(line.rstrip() for line in lines)
+        return table(self.reports)
 
 
-def _percent(value: float) -> str:
+def table(reports: Sequence[LayerReport]) -> str:
+    """Reports as text, a line a layer; columns that no report fills are left out."""
+    titles = ("layer", "kind", "status", "kept", "epsilon", "gap", "violation", "error", "held out", "bound", "seconds")
+    rows = [
+        (
+            *(r.name, r.kind, r.status, f"{r.density:.2%}", f"{r.epsilon:.2%}", f"{r.gap:.1e}", f"{r.violation:.1e}"),
+            *(_percent(r.error), _percent(r.holdout), _percent(r.bound), f"{r.seconds:.1f}"),
+        )
+        for r in reports
+    ]
+    columns = [c for c in zip(titles, *rows, strict=True) if any(c[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for line in zip(*columns, strict=True):
+        cells = zip(line, widths, strict=True)
+        lines.append("  ".join(cell.ljust(w) if k < 3 else cell.rjust(w) for k, (cell, w) in enumerate(cells)).rstrip())
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
     """Bounds grow with the product of the layers' norms: powers of ten where per cent would be absurd."""
-    return f"{value:.1%}" if value < 10 else f"{value:.0e}"
+    return "" if value is None else f"{value:.2%}" if value < 10 else f"{value:.0e}"
 
 
 def prune(
@@ -234,13 +238,13 @@ def prune(
             fed = current if scheme == "cascade" else given
             options: dict[str, Any] = {"penalise_bias": penalise_bias, **settings}
             if scheme == "parallel" or first:
-                options["epsilon"] = _value(epsilon, layer.name, "epsilon")
+                options["epsilon"] = value_for(epsilon, layer.name, "epsilon")
                 # the pruned weights' norm is bounded by all that counts in it
                 grown = bound * layer.amplification(with_bias=penalise_bias) if scheme == "parallel" else 0.0
                 result = prune_layer(layer, fed, outputs["calibration"], **options)
                 bound = grown + result.epsilon
             else:
-                slackness = _value(gamma, layer.name, "gamma")
+                slackness = value_for(gamma, layer.name, "gamma")
                 result = prune_layer(
                     layer, fed, outputs["calibration"], slack=(slackness, layer.linear(fed)), **options
                 )
@@ -267,8 +271,14 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     )
 
 
-def _value(value: float | Mapping[str, float], name: str, what: str) -> float:
-    """The number for a layer."""
+def value_for(value: float | Mapping[str, float], name: str, what: str) -> float:
+    """The number for a layer: that of the first pattern that fits its name.
+
+    Raises
+    ------
+    ValueError
+        No pattern fits; the message says `what` was asked for.
+    """
     if not isinstance(value, Mapping):
         return value
     for pattern, number in value.items():
@@ -330,12 +340,8 @@ def _run(layers: list[Layer], between: list, inputs: np.ndarray) -> list[np.ndar
     return passed
 
 
-def _report(
-    old: Layer, made: PrunedLayer, outputs: dict[str, np.ndarray], left: dict[str, np.ndarray], bound: float
-) -> LayerReport:
-    """From the outputs of the layer in the unpruned and in the pruned network."""
-    norms = {name: _norm(a) for name, a in outputs.items()}
-    errors = {name: _norm(left[name] - a) / (norms[name] or 1.0) for name, a in outputs.items()}
+def describe(old: Layer, made: PrunedLayer) -> LayerReport:
+    """Report of a layer by itself, without its place in a network."""
     return LayerReport(
         name=old.name,
         kind=f"{'dense' if old.geometry is None else 'convolution'}, {'ReLU' if old.relu else 'linear'}",
@@ -347,12 +353,19 @@ def _report(
         gap=made.gap,
         violation=made.violation,
         flips=made.flips,
-        bound=bound / (norms["calibration"] or 1.0),
-        error=errors["calibration"],
-        holdout=errors.get("held out"),
         samples=made.samples,
         seconds=made.seconds,
     )
+
+
+def _report(
+    old: Layer, made: PrunedLayer, outputs: dict[str, np.ndarray], left: dict[str, np.ndarray], bound: float
+) -> LayerReport:
+    """From the outputs of the layer in the unpruned and in the pruned network."""
+    norms = {name: _norm(a) or 1.0 for name, a in outputs.items()}
+    errors = {name: _norm(left[name] - a) / norms[name] for name, a in outputs.items()}
+    bound /= norms["calibration"]
+    return replace(describe(old, made), bound=bound, error=errors["calibration"], holdout=errors.get("held out"))
 
 
 def _norm(a: np.ndarray) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import textwrap
@@ -19,6 +20,8 @@ SKIPPED = {"nettrim.__main__"}
 
 def modules():
     for info in pkgutil.walk_packages(nettrim.__path__, "nettrim."):
+        if info.name.startswith("nettrim.torch") and importlib.util.find_spec("torch") is None:
+            continue
         if not any(part.startswith("__") for part in info.name.split(".")[1:]) and info.name not in SKIPPED:
             yield importlib.import_module(info.name)
 

@@ -1,0 +1,20 @@
+"""Prune the layers of a PyTorch model, fine-tune what is left, save and verify it: ``import nettrim.torch as ntt``."""
+
+from nettrim.torch.capture import arguments_of
+from nettrim.torch.finetune import finetune, keep_zeros
+from nettrim.torch.pruning import PrunedModel, prune
+from nettrim.torch.store import latency, load, sizes
+from nettrim.torch.verify import Verified, verify
+
+__all__ = [
+    "PrunedModel",
+    "Verified",
+    "arguments_of",
+    "finetune",
+    "keep_zeros",
+    "latency",
+    "load",
+    "prune",
+    "sizes",
+    "verify",
+]

@@ -1,0 +1,252 @@
+"""What goes into and comes out of the layers of a model, batch by batch."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+__all__ = ["Store", "arguments_of", "batches_of", "evaluating", "observe", "split"]
+
+#: arguments of a batch for the model: positional ones and keywords
+Arguments = Callable[[Any], tuple[tuple, dict]]
+
+
+def arguments_of(batch: Any) -> tuple[tuple, dict]:
+    """What a model is called with for a batch: a tensor itself, the first of a tuple or list, a mapping as keywords.
+
+    Raises
+    ------
+    TypeError
+        It is something else, or an empty sequence.
+    """
+    if isinstance(batch, torch.Tensor):
+        return (batch,), {}
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], torch.Tensor):
+        return (batch[0],), {}
+    raise TypeError(
+        f"a batch must be a tensor, a tuple that begins with one, or a mapping; got {type(batch).__name__}: "
+        "Pass arguments=, which makes (args, kwargs) of a batch"
+    )
+
+
+def batches_of(loader: Iterable[Any], samples: int | None = None) -> list[Any]:
+    """The batches, kept: a loader may shuffle, and every layer must see the same samples.
+
+    Parameters
+    ----------
+    loader : iterable of batches
+    samples : int, optional
+        Stop when there are so many; the last batch is cut.
+
+    Raises
+    ------
+    TypeError
+        `loader` is not iterable, or is a single tensor.
+    ValueError
+        It is empty.
+    """
+    if isinstance(loader, torch.Tensor) or not isinstance(loader, Iterable):
+        raise TypeError(f"loader must be an iterable of batches; got {type(loader).__name__}: wrap one batch in a list")
+    kept: list[Any] = []
+    count = 0
+    for batch in loader:
+        size = _length(batch)
+        if samples is not None and count + size > samples:
+            batch, size = _cut(batch, 0, samples - count), samples - count
+        kept.append(batch)
+        count += size
+        if samples is not None and count >= samples:
+            break
+    if count == 0:
+        raise ValueError("loader gave no samples")
+    return kept
+
+
+def split(batches: list[Any], holdout: float) -> tuple[list[Any], list[Any]]:
+    """Batches to calibrate on, and the last ones, held back: at least that fraction of the samples, unless it is 0."""
+    if holdout == 0:
+        return batches, []
+    left = round(holdout * sum(map(_length, batches)))
+    used = list(batches)
+    back: list[Any] = []
+    while left > 0:
+        last = used.pop()
+        size = _length(last)
+        if size > left:
+            used.append(_cut(last, 0, size - left))
+            last = _cut(last, size - left, size)
+        back.insert(0, last)
+        left -= _length(last)
+    if not used:
+        raise ValueError(f"holdout {holdout} leaves no samples to calibrate on")
+    return used, back
+
+
+def _tensors(batch: Any) -> list[torch.Tensor]:
+    if isinstance(batch, torch.Tensor):
+        return [batch]
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else []
+    return [part for part in parts if isinstance(part, torch.Tensor) and part.ndim > 0]
+
+
+def _length(batch: Any) -> int:
+    found = _tensors(batch)
+    if not found:
+        raise TypeError(f"a batch of type {type(batch).__name__} holds no tensor with a batch dimension")
+    return len(found[0])
+
+
+def _cut(batch: Any, start: int, stop: int) -> Any:
+    """Samples start..stop of a batch."""
+    length = _length(batch)
+
+    def part(value: Any) -> Any:
+        whole = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == length
+        return value[start:stop] if whole else value
+
+    if isinstance(batch, torch.Tensor):
+        return part(batch)
+    if isinstance(batch, Mapping):
+        return {name: part(value) for name, value in batch.items()}
+    return tuple(part(value) for value in batch)
+
+
+class _Reached(Exception):
+    """The layer has been reached: what comes after it is not needed."""
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Context in which models are in evaluation mode, without gradients; every module's mode is restored."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    # encoder layers would skip their linear layers' calls
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for model in models:
+            model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, mode in modes:
+            module.training = mode
+
+
+def observe(
+    model: nn.Module,
+    modules: list[nn.Module],
+    arguments: tuple[tuple, dict],
+    what: str,
+    stop: bool = False,
+) -> list[list[np.ndarray]]:
+    """Inputs or outputs of some modules on one batch, in the order of their calls, copied to the host.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In evaluation mode.
+    modules : list of nn.Module
+    arguments : (tuple, dict)
+        The model's.
+    what : {"inputs", "outputs"}
+    stop : bool
+        Whether to leave the model after the last call of the only module; it must run once.
+
+    Returns
+    -------
+    list of list of array
+        For each module, one a call; float32, or float64 where the model has it.
+    """
+    found: list[list[np.ndarray]] = [[] for _ in modules]
+
+    def hook_of(k: int) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple, outputs: Any = None) -> None:
+            # copied at once: what follows may work in place
+            found[k].append(_to_numpy(inputs[0] if what == "inputs" else outputs))
+            if stop:
+                raise _Reached
+
+        return hook
+
+    handles = []
+    try:
+        for k, module in enumerate(modules):
+            register = module.register_forward_pre_hook if what == "inputs" else module.register_forward_hook
+            handles.append(register(hook_of(k)))
+        try:
+            model(*arguments[0], **arguments[1])
+        except _Reached:
+            pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _to_numpy(a: torch.Tensor) -> np.ndarray:
+    a = a.detach().cpu()
+    return (a if a.dtype == torch.float64 else a.to(torch.float32)).numpy().copy()
+
+
+class Store:
+    """Arrays put one after the other along the first dimension: in memory up to a budget, then in a file.
+
+    Parameters
+    ----------
+    budget : float
+        Bytes to hold in memory.
+    folder : path, optional
+        Of the file, which is removed on `close`; default that of the system's temporary files.
+    """
+
+    def __init__(self, budget: float, folder: Any = None):
+        self.budget, self.folder = budget, folder
+        self._parts: list[np.ndarray] = []
+        self._bytes = 0
+        self._file: Any = None
+        self._length = 0
+
+    def add(self, a: np.ndarray) -> None:
+        """Append; the shapes must agree but for the first dimension."""
+        self._length += len(a)
+        self._bytes += a.nbytes
+        if self._file is None and self._bytes > self.budget:
+            self._file = tempfile.NamedTemporaryFile(dir=self.folder, prefix="nettrim-", suffix=".bin")
+            for part in self._parts:
+                part.tofile(self._file)
+            self._like, self._parts = a[:0], []
+        if self._file is None:
+            self._parts.append(a)
+        else:
+            np.ascontiguousarray(a).tofile(self._file)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all of it is in memory."""
+        return self._file is None
+
+    def array(self) -> np.ndarray:
+        """All of it; a memory map of the file."""
+        if self._file is None:
+            if len(self._parts) > 1:
+                self._parts = [np.concatenate(self._parts)]
+            return self._parts[0]
+        self._file.flush()
+        shape = (self._length, *self._like.shape[1:])
+        return np.memmap(self._file.name, self._like.dtype, "r", shape=shape)
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._parts = []
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -1,0 +1,349 @@
+"""Prune the layers of a torch model: what each computes is observed on calibration batches, the rest is nettrim's."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nettrim import __version__
+from nettrim.layer import Layer, PrunedLayer
+from nettrim.network import SCHEMES, LayerReport, describe, table, value_for
+from nettrim.problem import Problem
+from nettrim.report import to_json, write_atomically
+from nettrim.settings import Settings
+from nettrim.solution import certify
+from nettrim.solver import Solver
+from nettrim.torch.capture import Arguments, arguments_of, batches_of, evaluating, observe, split
+from nettrim.torch.graph import Target, find_targets, fold_batch_norm, layer_of
+from nettrim.torch.programs import Programs
+
+__all__ = ["PrunedModel", "prune"]
+
+_UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "B": 1.0}
+
+
+@dataclass
+class PrunedModel:
+    """A model after pruning, with a report for each layer.
+
+    Attributes
+    ----------
+    model : nn.Module
+    reports : list of LayerReport
+    scheme : str
+    folded : list of (str, str)
+        Batch norms that were folded into layers: (layer, batch norm).
+    settings : dict
+    """
+
+    model: nn.Module
+    reports: list[LayerReport]
+    scheme: str
+    folded: list[tuple[str, str]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> float:
+        """Fraction of the pruned layers' weights and biases that are not zero."""
+        return sum(r.kept for r in self.reports) / sum(r.weights for r in self.reports)
+
+    def table(self) -> str:
+        """The reports as text."""
+        return table(self.reports)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "nettrim": __version__,
+            "scheme": self.scheme,
+            "kept": self.kept,
+            "folded": [list(pair) for pair in self.folded],
+            "settings": self.settings,
+            "layers": [asdict(r) | {"density": r.density} for r in self.reports],
+        }
+
+    def save(self, path: str | os.PathLike[str], layout: str = "dense") -> None:
+        """Write the weights as safetensors, with the report in its metadata and beside it as JSON.
+
+        Parameters
+        ----------
+        path : path
+        layout : {"dense", "csr"}
+        """
+        from nettrim.torch.store import save
+
+        save(path, self.model, self.to_dict(), layout)
+
+
+def prune(
+    model: nn.Module,
+    loader: Iterable[Any],
+    epsilon: float | Mapping[str, float] = 0.05,
+    scheme: str = "parallel",
+    *,
+    gamma: float | Mapping[str, float] = 1.1,
+    targets: Sequence[str] = ("*",),
+    ignore: Sequence[str] = (),
+    arguments: Arguments = arguments_of,
+    samples: int | None = None,
+    holdout: float = 0.1,
+    fold: bool = True,
+    penalise_bias: bool = True,
+    memory: str | float = "4GB",
+    directory: str | os.PathLike[str] | None = None,
+    inplace: bool = False,
+    progress: Callable[[LayerReport], Any] | None = None,
+    **settings: Any,
+) -> PrunedModel:
+    """Prune the Linear, Conv1d and Conv2d layers of a model, with a certificate for each.
+
+    A layer that a ReLU follows gets the ReLU program on its outputs, any other the linear program on its
+    pre-activations, which needs only second moments. See `nettrim.prune` for the schemes.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Trained. It is copied, unless `inplace`; its mode, device and gradients are as before afterwards.
+    loader : iterable of batches
+        Samples to calibrate on, as for training; labels are not used. They are read once and kept.
+    epsilon : float or mapping of name patterns to floats
+        Error of a layer relative to its outputs; in the cascade scheme that of the first layer.
+    scheme : {"parallel", "cascade"}
+    gamma : float or mapping of name patterns to floats
+        Slackness of the cascade's further layers.
+    targets, ignore : sequence of str
+        Patterns of module names to prune, and not to: shell-like, or regular expressions after ``re:``.
+    arguments : callable, optional
+        (args, kwargs) of the model for a batch. Default: a tensor, the first of a tuple, a mapping as keywords.
+    samples : int, optional
+        Use so many samples of the loader.
+    holdout : float
+        Fraction of them that is held back, to measure errors on.
+    fold : bool
+        Fold batch norms into the layers before them first.
+    penalise_bias : bool
+        Whether biases count in the l1 norm.
+    memory : str or float
+        What a layer's inputs may take in memory ("4GB", or bytes); larger ones go to a temporary file.
+    directory : path, optional
+        Where finished layers are kept, so that a run that was stopped goes on with the next one.
+    inplace : bool
+        Prune `model` itself.
+    progress : callable, optional
+        Called with the `LayerReport` of each layer; its errors are those of the layer alone.
+    **settings
+        Those of `Settings`.
+
+    Returns
+    -------
+    PrunedModel
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong input, or a layer that cannot be pruned; the message names the argument or the module.
+    RuntimeError
+        Batch norms could not be folded exactly.
+    """
+    Settings.make(**settings)
+    _check(model, scheme, holdout, targets)
+    budget = _bytes(memory)
+    calibration, held_out = split(batches_of(loader, samples), holdout)
+    original = copy.deepcopy(model)
+    args, kwargs = arguments(calibration[0])
+    with evaluating(original):
+        folded = fold_batch_norm(original, args, kwargs) if fold else []
+        found = find_targets(original, args, kwargs, targets, ignore)
+    pruned = copy.deepcopy(original)
+    run = _Run(original, pruned, calibration, arguments, penalise_bias, budget, directory, settings)
+    options = {"epsilon": epsilon, "scheme": scheme, "gamma": gamma, "holdout": holdout, "samples": samples}
+    run.begin(found, options)
+    reports = []
+    for k, target in enumerate(found):
+        slack = scheme == "cascade" and k > 0
+        number = value_for(gamma if slack else epsilon, target.name, "gamma" if slack else "epsilon")
+        reports.append(run.layer(target, number, scheme == "cascade", slack))
+        if progress is not None:
+            progress(reports[-1])
+    errors = [_errors(original, pruned, found, some, arguments) for some in (calibration, held_out)]
+    reports = [
+        replace(r, error=e, holdout=h)
+        for r, e, h in zip(reports, errors[0], errors[1] or [None] * len(reports), strict=True)
+    ]
+    if inplace:
+        if folded:
+            raise ValueError("inplace=True cannot fold batch norms, which changes the modules: pass fold=False")
+        model.load_state_dict(pruned.state_dict())
+        pruned = model
+    about = options | {"penalise_bias": penalise_bias, **settings}
+    return PrunedModel(pruned, reports, scheme, folded, _plain(about))
+
+
+class _Run:
+    """The layers of one call of `prune`, one after the other."""
+
+    def __init__(
+        self,
+        original: nn.Module,
+        pruned: nn.Module,
+        batches: list[Any],
+        arguments: Arguments,
+        penalise_bias: bool,
+        budget: float,
+        directory: Any,
+        settings: dict[str, Any],
+    ):
+        self.original, self.pruned, self.batches, self.arguments = original, pruned, batches, arguments
+        self.programs = Programs(original, pruned, batches, arguments, penalise_bias, budget)
+        self.penalise_bias, self.settings = penalise_bias, settings
+        self.directory = None if directory is None else Path(directory)
+        self.count = 0
+
+    def begin(self, found: list[Target], options: dict[str, Any]) -> None:
+        """Open the directory: what is in it must be of the same run."""
+        if self.directory is None:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        text = {"targets": [t.name for t in found], "penalise_bias": self.penalise_bias, **options, **self.settings}
+        digest = hashlib.sha256(json.dumps(_plain(text), sort_keys=True).encode())
+        for name, tensor in self.original.state_dict().items():
+            digest.update(name.encode() + _raw(tensor))
+        for batch in self.batches:
+            args, kwargs = self.arguments(batch)
+            for value in (*args, *kwargs.values()):
+                digest.update(_raw(value) if isinstance(value, torch.Tensor) else repr(value).encode())
+        path = self.directory / "run.json"
+        if path.exists() and json.loads(path.read_text())["run"] != digest.hexdigest():
+            raise ValueError(
+                f"{self.directory} holds layers of another run (other weights, samples or options): choose another one"
+            )
+        with write_atomically(path) as file:
+            file.write(to_json({"run": digest.hexdigest(), **_plain(text)}).encode())
+
+    def layer(self, target: Target, number: float, cascade: bool, slack: bool) -> LayerReport:
+        """Prune one layer of `pruned`, or take it from the directory."""
+        path = None if self.directory is None else self.directory / f"layer_{self.count:03d}.npz"
+        self.count += 1
+        module = self.pruned.get_submodule(target.name)
+        if path is not None and path.exists():
+            with np.load(path, allow_pickle=False) as kept:
+                report = LayerReport(**json.loads(str(kept["report"])))
+                _assign(module, kept["weight"], kept["bias"] if "bias" in kept else None)
+            return report
+        layer = layer_of(target)
+        began = time.perf_counter()
+        with (
+            evaluating(self.original, self.pruned),
+            self.programs.of(target, layer, number, cascade, slack) as problems,
+        ):
+            report, pruned = self._solved(target, layer, problems)
+        report = replace(report, seconds=time.perf_counter() - began)
+        if path is not None:
+            arrays: dict[str, Any] = {"weight": pruned.weight} | ({} if pruned.bias is None else {"bias": pruned.bias})
+            with write_atomically(path) as file:
+                np.savez(file, report=np.array(to_json(asdict(report))), **arrays)
+        _assign(module, pruned.weight, pruned.bias)
+        return report
+
+    def _solved(
+        self, target: Target, layer: Layer, problems: Iterable[tuple[slice, Problem]]
+    ) -> tuple[LayerReport, Layer]:
+        """Solve the groups' problems; the certificates are those of the weights in the module's own dtype."""
+        module: Any = target.module
+        weight, bias = layer.weight.copy(), None if layer.bias is None else layer.bias.copy()
+        solved = []
+        for m, problem in problems:
+            solution = Solver(problem, **self.settings).solve()
+            W = np.asarray(solution.W)
+            last = W.shape[0] - (bias is not None)
+            weight[m] = _rounded(W[:last].T.reshape(weight[m].shape), module.weight.dtype)
+            if bias is not None:
+                bias[m] = _rounded(W[last], module.bias.dtype)
+            held = replace(layer, weight=weight, bias=bias).weights(m).astype(problem.dtype)
+            same = np.array_equal(held, W)
+            solved.append((problem, solution, solution.certificate if same else certify(problem, held, solution.dual)))
+        pruned = replace(layer, weight=weight, bias=bias)
+        return describe(layer, PrunedLayer.of(pruned, solved)), pruned
+
+
+def _errors(
+    original: nn.Module, pruned: nn.Module, found: list[Target], batches: list[Any], arguments: Arguments
+) -> list[float]:
+    """Relative distance of each layer's outputs, after its ReLU, in the two models; empty without batches."""
+    if not batches:
+        return []
+    squares, norms = np.zeros(len(found)), np.zeros(len(found))
+    with evaluating(original, pruned):
+        for batch in batches:
+            seen = [
+                observe(m, [m.get_submodule(t.name) for t in found], arguments(batch), "outputs")
+                for m in (original, pruned)
+            ]
+            for k, (target, old, new) in enumerate(zip(found, *seen, strict=True)):
+                for a, b in zip(old, new, strict=True):
+                    a, b = (np.maximum(x, 0) if target.relu else x for x in (a, b))
+                    squares[k] += np.sum(np.square(b - a, dtype=np.float64))
+                    norms[k] += np.sum(np.square(a, dtype=np.float64))
+    return np.sqrt(np.divide(squares, norms, out=np.zeros_like(norms), where=norms > 0)).tolist()
+
+
+def _rounded(a: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """As a module of that dtype holds it."""
+    return torch.from_numpy(np.ascontiguousarray(a)).to(dtype).to(torch.promote_types(dtype, torch.float32)).numpy()
+
+
+def _assign(module: Any, weight: np.ndarray, bias: np.ndarray | None) -> None:
+    with torch.no_grad():
+        module.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight)))
+        if bias is not None:
+            module.bias.copy_(torch.from_numpy(np.ascontiguousarray(bias)))
+
+
+def _check(model: Any, scheme: str, holdout: float, targets: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
+    if isinstance(holdout, bool) or not 0 <= holdout < 1:
+        raise ValueError(f"holdout must be in [0, 1); got {holdout}")
+    if isinstance(targets, str):
+        raise TypeError(f"targets must be a list of patterns; got the string {targets!r}")
+
+
+def _bytes(memory: str | float) -> float:
+    """Bytes of "4GB" or of a number."""
+    if isinstance(memory, (int, float)) and not isinstance(memory, bool) and memory >= 0:
+        return float(memory)
+    text = str(memory).strip().upper()
+    for unit, factor in _UNITS.items():
+        if text.endswith(unit):
+            try:
+                return float(text[: -len(unit)]) * factor
+            except ValueError:
+                break
+    raise ValueError(f'memory must be bytes, or like "4GB"; got {memory!r}')
+
+
+def _raw(tensor: torch.Tensor) -> bytes:
+    tensor = tensor.detach().cpu().contiguous()
+    return str((tensor.dtype, tuple(tensor.shape))).encode() + tensor.flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _plain(value: Any) -> Any:
+    """For JSON: callables and the like by their names."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)

@@ -1,0 +1,146 @@
+"""Recompute the certificates of a saved model from its weights, the original model and samples."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nettrim.network import value_for
+from nettrim.solution import certify
+from nettrim.solver import Solver
+from nettrim.torch.capture import Arguments, arguments_of, batches_of, evaluating, split
+from nettrim.torch.graph import find_targets, fold_batch_norm, layer_of
+from nettrim.torch.programs import Programs
+from nettrim.torch.store import load
+
+__all__ = ["Verified", "verify"]
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What holds of a layer in a file.
+
+    Attributes
+    ----------
+    name : str
+    holds : bool
+        Whether the violation is within the tolerance, and the gap too where it was recomputed.
+    violation, discrepancy : float
+        Recomputed.
+    weights, kept : int
+        Counted in the file.
+    claimed : float
+        Violation that the file's report claims.
+    gap : float or None
+        Recomputed by solving the layer again, if asked for.
+    """
+
+    name: str
+    holds: bool
+    violation: float
+    discrepancy: float
+    weights: int
+    kept: int
+    claimed: float
+    gap: float | None = None
+
+
+def verify(
+    path: str | os.PathLike[str],
+    loader: Iterable[Any],
+    model: nn.Module,
+    *,
+    arguments: Arguments = arguments_of,
+    bound: bool = False,
+    memory: float = 4e9,
+) -> list[Verified]:
+    """Whether the pruned layers in a file meet their constraints on these samples, and (`bound`) how far from optimal.
+
+    Of the file, the weights are used, and from its report the scheme and the tolerances; the numbers that it claims are
+    only shown beside the new ones. On the samples that the model was pruned with, in the same order, a layer
+    holds whose report held; on others the error is measured, not promised.
+
+    Parameters
+    ----------
+    path : path
+        What `PrunedModel.save` wrote.
+    loader : iterable of batches
+        As given to `prune`; the part that was held out is left out again.
+    model : nn.Module
+        The original one, which is not changed.
+    arguments : callable, optional
+        As given to `prune`.
+    bound : bool
+        Solve every layer again for a lower bound of its l1 norm, and recompute the gap.
+    memory : float
+        Bytes of a layer's inputs in memory.
+
+    Returns
+    -------
+    list of Verified
+
+    Raises
+    ------
+    TypeError, ValueError
+        The file is not one of nettrim's, or does not fit the model; the message says how.
+    """
+    state, about = load(path)
+    settings: Mapping[str, Any] = about["settings"]
+    scheme, claims = about["scheme"], {row["name"]: row for row in about["layers"]}
+    batches, _ = split(batches_of(loader, settings["samples"]), settings["holdout"])
+    original = copy.deepcopy(model)
+    args, kwargs = arguments(batches[0])
+    with evaluating(original):
+        if about["folded"]:
+            fold_batch_norm(original, args, kwargs)
+        found = find_targets(original, args, kwargs, list(claims))
+    missing = set(claims) - {target.name for target in found}
+    if missing:
+        raise ValueError(f"{path} has layers that the model does not: {', '.join(sorted(missing))}")
+    pruned = copy.deepcopy(original)
+    programs = Programs(original, pruned, batches, arguments, settings["penalise_bias"], memory)
+    own = {"gap_tol", "feas_tol", "method", "backend", "max_iterations", "time_limit", "n_threads"}
+    solving = {name: value for name, value in settings.items() if name in own}
+    gap_tol, feas_tol = settings.get("gap_tol", 1e-3), settings.get("feas_tol", 1e-4)
+    rows = []
+    for k, target in enumerate(found):
+        module: Any = pruned.get_submodule(target.name)
+        slack = scheme == "cascade" and k > 0
+        number = value_for(settings["gamma" if slack else "epsilon"], target.name, "gamma" if slack else "epsilon")
+        # the file's weights take their place after their problem has been made from what comes before
+        before = layer_of(target)
+        with (
+            evaluating(original, pruned),
+            programs.of(target, before, number, scheme == "cascade", slack) as problems,
+            torch.no_grad(),
+        ):
+            made = list(problems)
+            for what in ("weight", "bias"):
+                value = state.get(f"{target.name}.{what}" if target.name else what)
+                if getattr(module, what) is not None:
+                    if value is None or value.shape != getattr(module, what).shape:
+                        raise ValueError(f"{path} has no {what} that fits layer {target.name!r}")
+                    getattr(module, what).copy_(value)
+            held = layer_of(type(target)(target.name, module, target.relu, target.calls))
+            found_here = []
+            for m, problem in made:
+                dual = Solver(problem, **solving).solve().dual if bound else None
+                found_here.append(certify(problem, held.weights(m).astype(problem.dtype), dual))
+        violation = max(c.violation for c in found_here)
+        gap = max((c.gap for c in found_here), key=abs) if bound else None
+        # as in the report of the pruning: a status that fell short stays so
+        holds = violation <= feas_tol * (1 + 1e-6) and (gap is None or abs(gap) <= gap_tol * (1 + 1e-6))
+        squares = sum((c.discrepancy * p.y_norm) ** 2 for c, (_, p) in zip(found_here, made, strict=True))
+        size = float(np.sqrt(sum(p.y_norm**2 for _, p in made))) or 1.0
+        claim = claims[target.name]["violation"]
+        rows.append(
+            Verified(target.name, holds, violation, float(np.sqrt(squares)) / size, held.size, held.nnz, claim, gap)
+        )
+    return rows
