@@ -28,7 +28,7 @@ _LEAST_COLUMNS = 512
 #: bytes of unfolded windows below which they are not worth a thread (about a millisecond; starting one is a tenth)
 _THREAD_BYTES = 4 << 20
 #: bytes of rows of X that are unfolded at a time for their products
-_ROWS_BYTES = 32 << 20
+_ROWS_BYTES = 8 << 20
 
 
 class Unfolding(Convolution):
@@ -108,7 +108,9 @@ class Unfolding(Convolution):
         step = max(1, _ROWS_BYTES // (self.dtype.itemsize * inputs.size * h * w))
         for b in range(0, B, step):
             few = Convolution(self.images[b : b + step], self.geometry, dtype=self.dtype)
-            X = np.stack([few.row(n) for n in inputs.tolist()])
+            X = np.empty((inputs.size, few.shape[1]), self.dtype)
+            for n, row in zip(inputs.tolist(), X, strict=True):
+                few.row(n, row)
             first = b * h * w
             inside = samples[np.searchsorted(samples, first) : np.searchsorted(samples, first + few.shape[1])] - first
             passes.gather_products(X, inside, index, known, part)
