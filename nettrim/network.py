@@ -262,6 +262,7 @@ def prune(
 def matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether a name fits one of the patterns: shell-like, or a regular expression after ``re:`` that fits all of it.
 
+    >>> from nettrim.network import matches
     >>> matches("encoder.fc1", ["*.fc?"]), matches("head", ["re:fc[0-9]+"])
     (True, False)
     """
