@@ -184,8 +184,8 @@ def convolution(record: dict | None) -> list[str]:
     out = [
         f"**Convolutions (gap 1e-3, violation 1e-3).** A LeNet-5 ({record['accuracy']:.2%} on the test images), "
         f"epsilon 0.1, {record['images']} training images, float32. Published: ten steps of conjugate gradients an "
-        "iteration, on the same operator, in float64, the better of rho = 1 and 100. Memory is the peak over that with X "
-        "unfolded in full: of the products alone (X counted), and of whole solves, which hold outputs and state besides.",
+        "iteration, on the same operator, in float64, the better of rho = 1 and 100. Memory is the peak over that with "
+        "X unfolded in full: of the products alone (X counted), and of whole solves, with outputs and state besides.",
         "",
         "| layer | N x P -> M | nettrim | X unfolded | published | ratio | memory: products | ADMM | working sets |",
         "|---|---|---|---|---|---|---|---|---|",
