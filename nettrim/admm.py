@@ -184,6 +184,22 @@ class Loop:
         tau = typical / (float(C[C > 0].mean()) if (C > 0).any() else 1.0)
         return State(self.samples.state(), be.zeros((N, M), self.dtype), be.zeros((N, M), self.dtype), r, tau)
 
+    def start_at(self, W: np.ndarray, multiplier: np.ndarray | None) -> State:
+        """State whose weights and multipliers (M, P), if given, are these; with the penalties of `start`.
+
+        There Proj(T1) = W^T X and T1 - Proj(T1) = L / rho1, and T2 is W minus X L^T / rho2.
+        """
+        state, be = self.start(), self.backend
+        weights = be.asarray(np.ascontiguousarray(W), self.dtype)
+        state.W, state.T2 = weights, be.copy(weights)
+        rho1 = 1 / (state.r * state.tau)
+        if multiplier is not None:
+            product = self.samples.load(state.T, multiplier / rho1)
+            # rho1 tau = 1 / r
+            state.T2 -= product * self.dtype.type(1 / state.r)
+        self.samples.advance(state.T, weights)
+        return state
+
     def run(
         self,
         state: State,

@@ -12,7 +12,16 @@ from nettrim.operators import Dense
 from nettrim.samples import Resident
 from nettrim.settings import Settings
 
-__all__ = ["Start", "coarse_start", "exact_work", "iteration_work", "iterations", "read_start", "relative_radius"]
+__all__ = [
+    "Start",
+    "coarse_start",
+    "exact_work",
+    "iteration_work",
+    "iterations",
+    "read_start",
+    "relative_radius",
+    "start_at",
+]
 
 #: samples of the coarse problem, its iterations at most, and the gap it is solved to
 SAMPLES, ITERATIONS, GAP = 1000, 150, 0.15
@@ -80,8 +89,11 @@ def coarse_start(loop: Loop, stopped: Callable[[], str | None]) -> Start:
     return found[0]
 
 
-def read_start(loop: Loop, check: Check, index: np.ndarray | None = None) -> Start:
-    """Start from a check of ADMM; `index` are the loop's samples among those of the layer, all by default."""
+def read_start(loop: Loop, check: Check, index: np.ndarray | None = None, solved: bool = False) -> Start:
+    """Start from a check of ADMM; `index` are the loop's samples among those of the layer, all by default.
+
+    `solved` says that the check may be a solution, whose neurons have as many active bounds as weights at most.
+    """
     M = loop.samples.target.shape[0]
     L = check.multiplier()
     squares = loop.samples.multiplier_sums(L)[:, 1]
@@ -90,16 +102,42 @@ def read_start(loop: Loop, check: Check, index: np.ndarray | None = None) -> Sta
     # on Omega the multipliers are the residuals over mu
     mu = np.divide(loop.radii, np.sqrt(squares), out=np.ones_like(squares), where=squares > 0)
     per_neuron = np.repeat(mu, M // mu.size)
-    samples, eta = [], []
+    samples, eta, exact = [], [], solved
     for m in range(M):
         active = np.flatnonzero(~loop.samples.mask[m] & (L[m] > 0))
         # small multipliers are noise (near w = 0 all bounds have one), and what is missing joins more cheaply than
         # what is too much leaves
-        most = max(LEAST_BOUNDS, np.count_nonzero(check.weights[:, m]) // BOUNDS_PART)
+        support = int(np.count_nonzero(check.weights[:, m]))
+        most = max(LEAST_BOUNDS, support // BOUNDS_PART)
+        if solved and active.size <= support:
+            most = support
+        exact = exact and bool(active.size <= support)
         active = active[np.argsort(-L[m, active])[:most]]
         samples.append(active if index is None else index[active])
         eta.append(L[m, active].astype(np.float64) * per_neuron[m])
-    return Start(check.weights, samples, eta, mu)
+    return Start(check.weights, samples, eta, mu, warm=exact)
+
+
+def start_at(loop: Loop, W: np.ndarray, multiplier: np.ndarray | None) -> Start:
+    """Start from weights and, if there are any, multipliers (M, P) of an earlier solution.
+
+    Without multipliers, mu follows from the weights: the residual on Omega over mu is dual feasible, so that its
+    product with an input in use is mu times that weight's penalty.
+    """
+    if multiplier is not None:
+        check = Check(0, 0.0, 0.0, 0.0, 0.0, W, lambda: multiplier.astype(loop.dtype, copy=False))
+        return read_start(loop, check, solved=True)
+    samples = loop.samples
+    operator = samples.operator
+    R = operator.forward(W, np.empty(samples.target.shape, loop.dtype)) - samples.target
+    R[~samples.mask] = 0
+    C = np.broadcast_to(loop.weights, W.shape)
+    used = (W != 0) & (C > 0)
+    ratio = np.abs(operator.adjoint(R))[used] / C[used]
+    mu = float(np.median(ratio)) if ratio.size else float(loop.radii.max())
+    M = W.shape[1]
+    empty = [np.empty(0, np.int64) for _ in range(M)], [np.empty(0) for _ in range(M)]
+    return Start(W, *empty, np.full(loop.radii.size, max(mu, np.finfo(loop.dtype).tiny)))
 
 
 def exact_work(start: Start, loop: Loop, constants: tuple[float, float, float]) -> float:

@@ -49,6 +49,9 @@ class Samples(Protocol):
     def to_host(self, T: Any) -> np.ndarray:
         """T as an M x P array."""
 
+    def load(self, T: Any, values: np.ndarray) -> Array:
+        """T <- values, M x P on the host; returns X T^T."""
+
     def sizes(self) -> np.ndarray:
         """||y_m|| on Omega, (M,) float64 on the host."""
 
@@ -104,6 +107,10 @@ class Resident:
 
     def to_host(self, T: Array) -> np.ndarray:
         return self.backend.to_host(T)
+
+    def load(self, T: Array, values: np.ndarray) -> Array:
+        T[...] = self.backend.asarray(np.ascontiguousarray(values), self.dtype)
+        return self.operator.adjoint(T)
 
     def sizes(self) -> np.ndarray:
         be, rows = self.backend, []

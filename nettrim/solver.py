@@ -11,7 +11,8 @@ import numpy as np
 
 from nettrim import backends
 from nettrim.admm import Factor, Loop, State
-from nettrim.coarse import Start
+from nettrim.arrays import to_host
+from nettrim.coarse import Start, start_at
 from nettrim.convolution import Convolution
 from nettrim.device import choose
 from nettrim.interrupt import Interrupt
@@ -85,6 +86,7 @@ class Solver:
         self._reduced: ReducedLinear | None = None
         self._state: State | None = None
         self._start: Start | None = None
+        self._given: tuple[np.ndarray, np.ndarray | None] | None = None
         self._working: WorkingSet | None = None
 
     def update(self, **changes: Any) -> Solver:
@@ -93,6 +95,31 @@ class Solver:
         The factor is kept unless X changes, the state unless the shape of the problem does.
         """
         self.problem = self.problem.replace(**changes)
+        return self
+
+    def start(self, solution: Solution) -> Solver:
+        """Let the next `solve` begin at an earlier solution, of this problem or of one like it; returns the solver.
+
+        Parameters
+        ----------
+        solution : Solution
+            Its W must be N x M. Its multipliers are used where they are of this problem's form, M x P.
+
+        Raises
+        ------
+        TypeError
+            Not a Solution.
+        ValueError
+            W has another shape.
+        """
+        if not isinstance(solution, Solution):
+            raise TypeError(f"solution must be a nettrim.Solution; got {type(solution).__name__}")
+        p = self.problem
+        W = to_host(solution.W, "solution.W")
+        if W.shape != (p.N, p.M):
+            raise ValueError(f"solution.W must be {p.N} x {p.M}; got {W.shape}")
+        dual = None if solution.dual is None else to_host(solution.dual, "solution.dual")
+        self._given = W, dual if not p.compact and dual is not None and dual.shape == (p.M, p.P) else None
         return self
 
     def memory_plan(self) -> MemoryPlan | None:
@@ -174,6 +201,13 @@ class Solver:
             self._working = None
         if self._start is not None and self._start.W.shape[1] != len(Y):
             self._start = None
+        if self._given is not None:
+            W, dual = self._given
+            self._given = self._start = self._state = None
+            if be.on_host and self.settings.method != "admm":
+                self._start = start_at(loop, W.astype(p.dtype, copy=False), dual)
+            else:
+                self._state = loop.start_at(W, dual)
         return loop
 
     def _resident(self, X: np.ndarray, Y: np.ndarray, mask: np.ndarray) -> Resident:

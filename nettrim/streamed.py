@@ -142,6 +142,18 @@ class Streamed:
             whole[:, s] = self.backend.to_host(T.parts[i]) if i in self._kept else T.parts[i]
         return whole
 
+    def load(self, T: Split, values: np.ndarray) -> Array:
+        self.drain()
+        for i, s in enumerate(self._slices):
+            part = np.ascontiguousarray(values[:, s])
+            if i in self._kept:
+                T.parts[i][...] = self.backend.asarray(part, self.dtype)
+            else:
+                T.parts[i][...] = part
+        total = self._weights()
+        self._sweep(lambda c: self.backend.product(c.X, c.T.T, total, 1.0, 1.0), "X", T=T)
+        return total
+
     def sizes(self) -> np.ndarray:
         squares: list[Array] = []
 
