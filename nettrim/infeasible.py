@@ -18,6 +18,7 @@ The same ADMM loop: a ball replaced by its squared norm shrinks towards Y by a c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,10 +68,11 @@ def compact_proof(problem: Problem, reduced: ReducedLinear) -> Proof | None:
     return Proof(ray, W.astype(problem.dtype), smallest)
 
 
-def prove(problem: Problem, backend: Any) -> Proof | None:
+def prove(problem: Problem, backend: Any, stopped: Callable[[], str | None] = lambda: None) -> Proof | None:
     """Solve the least-error program in float64; a proof if the problem is infeasible.
 
-    None means that the least-error weights are feasible, or that no verified ray was found.
+    None means that the least-error weights are feasible, that no verified ray was found, or that `stopped` gave a
+    reason to stop.
     """
     double = problem.replace(dtype=np.float64)
     mask = np.ones(double.Y.shape, bool) if double.mask is None else double.mask
@@ -91,7 +93,8 @@ def prove(problem: Problem, backend: Any) -> Proof | None:
         return bool(moved <= 1e-10 * np.abs(check.weights).max())
 
     quiet = Settings(max_iterations=MAX_ITERATIONS, check_every=STEP, adapt=False, relaxation=1.5)
-    least.run(state, quiet, settled, lambda: None, lambda check: None)
+    if least.run(state, quiet, settled, stopped, lambda check: None) not in ("accepted", "max_iterations"):
+        return None
     rows, excess, _ = least.violations(found["W"])
     W = backend.to_host(found["W"])
     if np.sqrt(excess) <= 1e-4 * double.scale:

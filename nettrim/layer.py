@@ -15,13 +15,15 @@ import numpy as np
 from nettrim.backends import get
 from nettrim.convolution import Convolution
 from nettrim.geometry import Geometry, channel_groups
-from nettrim.problem import Problem
-from nettrim.solution import Certificate, Solution, Status
+from nettrim.problem import Problem, warn
+from nettrim.solution import Certificate, Solution, Status, certify
 from nettrim.solver import Solver
 from nettrim.unfolding import Unfolding
 
-__all__ = ["Layer", "PrunedLayer", "prune_layer"]
+__all__ = ["USABLE", "Layer", "PrunedLayer", "prune_layer", "usable"]
 
+#: statuses with which new weights take the place of a layer's own
+USABLE = (Status.SOLVED, Status.SOLVED_INACCURATE)
 _ORDER = (Status.SOLVED, Status.SOLVED_INACCURATE, Status.MAX_ITERATIONS, Status.TIME_LIMIT)
 
 
@@ -75,6 +77,12 @@ class Layer:
             raise ValueError(f"groups of layer {self.name!r} are for convolutions")
         if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
             raise ValueError(f"bias of layer {self.name!r} must be {self.weight.shape[:1]}; got {self.bias.shape}")
+
+    def __repr__(self) -> str:
+        kind = "dense" if self.geometry is None else "convolution"
+        shape = " x ".join(map(str, self.weight.shape))
+        follows = "ReLU" if self.relu else "linear"
+        return f"Layer({self.name!r}, {kind}, {shape}, {follows}, {self.nnz} of {self.size} kept)"
 
     @property
     def outputs(self) -> int:
@@ -251,6 +259,22 @@ class PrunedLayer:
         return math.sqrt(sum(e**2 for e in errors)) / (self.size or 1.0)
 
 
+def usable(name: str, solution: Solution) -> bool:
+    """Whether a solution's weights may take the place of a layer's own; if not, there is a warning that says why.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        The solve was interrupted by Ctrl-C.
+    """
+    if solution.status == Status.INTERRUPTED:
+        raise KeyboardInterrupt(f"while layer {name!r} was solved")
+    if solution.status in USABLE:
+        return True
+    warn(f"layer {name!r} keeps its own weights: {solution.status}. {solution.message}")
+    return False
+
+
 def prune_layer(
     layer: Layer,
     inputs: np.ndarray,
@@ -316,6 +340,9 @@ def prune_layer(
             options["C"][-1] = 0
         problem = Problem(X, Y, **options)
         solution = Solver(problem, **settings).solve()
+        if not usable(layer.name, solution):
+            solved.append((problem, solution, certify(problem, layer.weights(m).astype(problem.dtype), None)))
+            continue
         W = np.asarray(solution.W)
         entries = W.shape[0] - (bias is not None)
         weight[m] = W[:entries].T.reshape(weight[m].shape)

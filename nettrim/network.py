@@ -31,7 +31,17 @@ import numpy as np
 
 from nettrim.layer import Layer, PrunedLayer, prune_layer
 
-__all__ = ["SCHEMES", "LayerReport", "PrunedNetwork", "describe", "matches", "prune", "table", "value_for"]
+__all__ = [
+    "SCHEMES",
+    "LayerReport",
+    "PrunedNetwork",
+    "describe",
+    "matches",
+    "numbers_for",
+    "prune",
+    "table",
+    "value_for",
+]
 
 SCHEMES = ("parallel", "cascade")
 
@@ -110,6 +120,9 @@ class PrunedNetwork:
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         """Outputs of the pruned network."""
         return _run(self.layers, self.between, inputs)[-1]
+
+    def __repr__(self) -> str:
+        return f"PrunedNetwork({len(self.layers)} layers, {self.scheme}, {self.kept:.1%} kept)"
 
     @property
     def kept(self) -> float:
@@ -222,6 +235,9 @@ def prune(
     chosen = [matches(layer.name, targets) and not matches(layer.name, ignore) for layer in layers]
     if not any(chosen):
         raise ValueError(f"no layer fits targets {list(targets)} and not ignore {list(ignore)}: {_names(layers)}")
+    numbers = iter(
+        numbers_for([layer.name for layer, c in zip(layers, chosen, strict=True) if c], scheme, epsilon, gamma)
+    )
     calibration, held_out = _split(inputs, holdout, samples, seed)
     # what arrives at a layer, in the unpruned and in the pruned network
     arriving = {"calibration": (calibration, calibration)}
@@ -238,13 +254,13 @@ def prune(
             fed = current if scheme == "cascade" else given
             options: dict[str, Any] = {"penalise_bias": penalise_bias, **settings}
             if scheme == "parallel" or first:
-                options["epsilon"] = value_for(epsilon, layer.name, "epsilon")
+                options["epsilon"] = next(numbers)
                 # the pruned weights' norm is bounded by all that counts in it
                 grown = bound * layer.amplification(with_bias=penalise_bias) if scheme == "parallel" else 0.0
                 result = prune_layer(layer, fed, outputs["calibration"], **options)
                 bound = grown + result.epsilon
             else:
-                slackness = value_for(gamma, layer.name, "gamma")
+                slackness = next(numbers)
                 result = prune_layer(
                     layer, fed, outputs["calibration"], slack=(slackness, layer.linear(fed)), **options
                 )
@@ -270,6 +286,32 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
         re.fullmatch(pattern[3:], name) is not None if pattern.startswith("re:") else fnmatch.fnmatchcase(name, pattern)
         for pattern in patterns
     )
+
+
+def numbers_for(
+    names: Sequence[str], scheme: str, epsilon: float | Mapping[str, float], gamma: float | Mapping[str, float]
+) -> list[float]:
+    """epsilon of each layer that is pruned, or gamma of the cascade's further ones, checked before the first is solved.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not a number, none for a layer, epsilon outside of (0, 1), or gamma below 1.
+    """
+    numbers = []
+    for k, name in enumerate(names):
+        what = "gamma" if scheme == "cascade" and k > 0 else "epsilon"
+        number = value_for(gamma if what == "gamma" else epsilon, name, what)
+        if isinstance(number, bool) or not isinstance(number, (int, float, np.integer, np.floating)):
+            raise TypeError(f"{what} must be a number; got {number!r} for layer {name!r}")
+        if what == "epsilon" and not 0 < number < 1:
+            raise ValueError(
+                f"epsilon must be between 0 and 1, relative to a layer's outputs; got {number} for {name!r}"
+            )
+        if what == "gamma" and not number >= 1:
+            raise ValueError(f"gamma must be at least 1; got {number} for {name!r}")
+        numbers.append(float(number))
+    return numbers
 
 
 def value_for(value: float | Mapping[str, float], name: str, what: str) -> float:

@@ -20,7 +20,7 @@ from nettrim.arrays import on_gpu, place_of, to_host
 from nettrim.convolution import Convolution
 from nettrim.operators import Gram
 
-__all__ = ["Problem"]
+__all__ = ["Problem", "warn"]
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -123,9 +123,9 @@ class Problem:
         self._moments: Gram | None = None
         self.N, self.M, self.P = X.shape[0], Y.shape[0], X.shape[1]
         if X.shape == Y.shape and self.P < self.N:
-            _warn(f"X and Y are {self.N} x {self.P}: {self.P} samples. If samples are in rows, pass X.T and Y.T")
+            warn(f"X and Y are {self.N} x {self.P}: {self.P} samples. If samples are in rows, pass X.T and Y.T")
         if isinstance(omega, str) and omega == "active" and self.Y.min() < 0:
-            _warn(
+            warn(
                 "Y has negative entries, which no ReLU puts out: they count as inactive, W^T X <= V. For a layer "
                 'without a ReLU pass omega="linear", for one with a ReLU its outputs np.maximum(Y, 0)'
             )
@@ -306,7 +306,7 @@ def _matrix(a: Any, name: str) -> np.ndarray:
     return a
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
     """Warn of the line outside this package that made the problem."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "nettrim":

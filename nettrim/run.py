@@ -356,7 +356,8 @@ class Run:
     def _try_proof(self) -> None:
         if not self.problem.compact:
             be = self.solver.backend
-            self.proof = prove(self.problem, be if be.on_host else backends.get("numba", self.settings.n_threads))
+            host = be if be.on_host else backends.get("numba", self.settings.n_threads)
+            self.proof = prove(self.problem, host, self._stopped)
             # a transient looks the same: after a failed attempt wait four times as long
             self.patience *= 4
 
@@ -390,7 +391,8 @@ class Run:
             relative = proof.smallest_epsilon / self.problem.y_norm if self.problem.y_norm > 0 else np.inf
             message = (
                 f"No W reaches epsilon = {self.problem.epsilon:.6g}; the smallest that works is "
-                f"{proof.smallest_epsilon:.6g} ({relative:.4g} ||Y_Omega||_F), which the returned W attains."
+                f"{proof.smallest_epsilon:.6g} ({relative:.4g} ||Y_Omega||_F), which the returned W attains. If the "
+                "layer has a bias, X needs a row of ones."
             )
         solution = self._finish(Status.INFEASIBLE, iterations, message)
         return replace(solution, dual=None, ray=self.problem._place(proof.ray), smallest_epsilon=proof.smallest_epsilon)

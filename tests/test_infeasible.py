@@ -8,7 +8,8 @@ from helpers import dual_value, mask_of, residuals
 from instances import infeasible_with_ray, layer
 
 import nettrim as nt
-from nettrim import reference
+from nettrim import backends, reference
+from nettrim.infeasible import prove
 
 WITH_RADIUS = ["outputs", "bound", "linear", "neuronwise"]
 
@@ -138,3 +139,15 @@ def test_a_feasible_problem_has_no_ray():
 def test_cvxpy_agrees_that_it_is_infeasible(rng):
     for kind in [*WITH_RADIUS, "bounds"]:
         assert reference.solve(infeasible_with_ray(rng, kind).problem).status == nt.Status.INFEASIBLE
+
+
+def test_a_proof_keeps_to_the_time_limit():
+    """The least-error program is asked at every iteration whether it has to stop."""
+    problem = infeasible_with_ray(np.random.default_rng(0), "outputs").problem
+    asked = []
+    assert (
+        prove(problem, backends.get("numpy"), lambda: asked.append(1) or ("time_limit" if len(asked) > 5 else None))
+        is None
+    )
+    assert len(asked) == 6
+    assert prove(problem, backends.get("numpy")) is not None

@@ -288,6 +288,7 @@ def test_progress_and_report(rng, capsys):
         ({"targets": ["nothing"]}, ValueError, "no layer fits"),
         ({"targets": "fc0"}, TypeError, "targets must be a list"),
         ({"scheme": "cascade", "gamma": 0.5}, ValueError, "gamma must be at least 1"),
+        ({"epsilon": 5}, ValueError, "epsilon must be between 0 and 1"),
         ({"gap_tols": 1e-3}, TypeError, "unknown setting"),
     ],
 )
@@ -295,6 +296,16 @@ def test_wrong_arguments(rng, changes, error, match):
     arguments = {"layers": dense_layers(rng, (4, 5, 2)), "inputs": rng.standard_normal((50, 4))} | changes
     with pytest.raises(error, match=match):
         network.prune(arguments.pop("layers"), arguments.pop("inputs"), **arguments)
+
+
+def test_a_layer_that_fell_short_keeps_its_weights(rng):
+    layers, x = dense_layers(rng, (10, 12, 4)), rng.standard_normal((300, 10))
+    with pytest.warns(UserWarning, match="layer 'fc0' keeps its own weights: time_limit"):
+        pruned = network.prune(layers, x, 0.1, time_limit=0.0)
+    np.testing.assert_array_equal(pruned.layers[0].weight, layers[0].weight)
+    assert pruned.reports[0].error == 0 and pruned.reports[0].violation <= 1e-9
+    with pytest.raises(KeyboardInterrupt, match="fc0"):
+        network.prune(layers, x, 0.1, callback=lambda row: True)
 
 
 def test_names_must_differ(rng):

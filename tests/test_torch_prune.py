@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -215,6 +216,32 @@ def test_a_run_that_was_killed_goes_on(tmp_path, monkeypatch, after):
         ntt.prune(net, batches[1:], 0.1, "cascade", directory=tmp_path)
 
 
+def test_a_layer_that_fell_short_keeps_its_weights(tmp_path):
+    """It is neither used nor counted as finished."""
+    model = mlp()
+    batches, _ = samples_of(model)
+    with pytest.warns(UserWarning, match="layer '0' keeps its own weights: max_iterations"):
+        pruned = ntt.prune(model, batches, 0.1, directory=tmp_path, max_iterations=1, method="admm")
+    assert {r.status for r in pruned.reports} == {"max_iterations"} and pruned.kept == 1
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), pruned.model.parameters(), strict=True))
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_ctrl_c_ends_the_run(tmp_path):
+    """The layer that was being solved is not stored; the next run begins with it."""
+    model = mlp()
+    batches, _ = samples_of(model)
+    whole = ntt.prune(model, batches, 0.1)
+    with pytest.raises(KeyboardInterrupt):
+        ntt.prune(model, batches, 0.1, directory=tmp_path, progress=lambda report: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        # in a solve it is a request to stop, as this is
+        ntt.prune(model, batches, 0.1, directory=tmp_path, callback=lambda row: signal.raise_signal(signal.SIGINT))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["layer_000.npz", "run.json"]
+    again = ntt.prune(model, batches, 0.1, directory=tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
+
+
 def test_hooks_and_modes_survive_an_error():
     model = mlp().train()
     batches, _ = samples_of(model)
@@ -265,6 +292,10 @@ def test_batches_are_cut_and_split():
         ({"memory": "4 apples"}, ValueError, "memory must be"),
         ({"gap_tols": 1}, TypeError, "unknown setting"),
         ({"epsilon": {"0": 0.1}}, ValueError, "no pattern that fits layer '2'"),
+        ({"epsilon": 5}, ValueError, "epsilon must be between 0 and 1"),
+        ({"epsilon": 0.0}, ValueError, "epsilon must be between 0 and 1"),
+        ({"epsilon": "5%"}, TypeError, "epsilon must be a number"),
+        ({"scheme": "cascade", "gamma": 0.5}, ValueError, "gamma must be at least 1; got 0.5 for '2'"),
     ],
 )
 def test_wrong_arguments(arguments, error, match):
@@ -294,8 +325,13 @@ def test_a_saved_model_is_verified(tmp_path, scheme, layout):
         assert row.gap is not None and row.gap <= 1e-3
     state, _ = ntt.load(tmp_path / "net.safetensors")
     assert all(torch.equal(state[k], v) for k, v in pruned.model.state_dict().items())
+    # into the model's own class, whose batch norms have been folded
+    fresh = Net().double().eval()
+    ntt.load(tmp_path / "net.safetensors", fresh)
+    assert isinstance(fresh.norm, nn.Identity) and torch.equal(fresh(batches[0]), pruned(batches[0]))
     torch.manual_seed(5)
-    others = ntt.verify(tmp_path / "net.safetensors", [torch.randn_like(b) for b in batches], net)
+    with pytest.warns(UserWarning, match="does the loader shuffle"):
+        others = ntt.verify(tmp_path / "net.safetensors", [torch.randn_like(b) for b in batches], net)
     assert not all(row.holds for row in others) and all(row.gap is None for row in others)
     with torch.no_grad():
         pruned.model.a.weight[0, 0] += 0.5

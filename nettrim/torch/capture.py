@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["Store", "arguments_of", "batches_of", "evaluating", "observe", "split"]
+__all__ = ["Store", "arguments_of", "batches_of", "digest", "evaluating", "observe", "raw", "split"]
 
 #: arguments of a batch for the model: positional ones and keywords
 Arguments = Callable[[Any], tuple[tuple, dict]]
@@ -117,6 +118,22 @@ def _cut(batch: Any, start: int, stop: int) -> Any:
     if isinstance(batch, Mapping):
         return {name: part(value) for name, value in batch.items()}
     return tuple(part(value) for value in batch)
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    """Dtype, shape and bits."""
+    tensor = tensor.detach().cpu().contiguous()
+    return str((tensor.dtype, tuple(tensor.shape))).encode() + tensor.flatten().view(torch.uint8).numpy().tobytes()
+
+
+def digest(batches: list[Any], arguments: Arguments) -> str:
+    """Of what a model is called with on these batches, in their order."""
+    hashed = hashlib.sha256()
+    for batch in batches:
+        args, kwargs = arguments(batch)
+        for value in (*args, *kwargs.values()):
+            hashed.update(raw(value) if isinstance(value, torch.Tensor) else repr(value).encode())
+    return hashed.hexdigest()
 
 
 class _Reached(Exception):

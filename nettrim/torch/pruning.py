@@ -17,14 +17,14 @@ import torch
 from torch import nn
 
 from nettrim import __version__
-from nettrim.layer import Layer, PrunedLayer
-from nettrim.network import SCHEMES, LayerReport, describe, table, value_for
+from nettrim.layer import USABLE, Layer, PrunedLayer, usable
+from nettrim.network import SCHEMES, LayerReport, describe, numbers_for, table
 from nettrim.problem import Problem
 from nettrim.report import to_json, write_atomically
 from nettrim.settings import Settings
 from nettrim.solution import certify
 from nettrim.solver import Solver
-from nettrim.torch.capture import Arguments, arguments_of, batches_of, evaluating, observe, split
+from nettrim.torch.capture import Arguments, arguments_of, batches_of, digest, evaluating, observe, raw, split
 from nettrim.torch.graph import Target, find_targets, fold_batch_norm, layer_of
 from nettrim.torch.programs import Programs
 
@@ -52,6 +52,15 @@ class PrunedModel:
     scheme: str
     folded: list[tuple[str, str]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Outputs of the pruned model."""
+        return self.model(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return (
+            f"PrunedModel({type(self.model).__name__}, {len(self.reports)} layers, {self.scheme}, {self.kept:.1%} kept)"
+        )
 
     @property
     def kept(self) -> float:
@@ -157,6 +166,8 @@ def prune(
         Batch norms could not be folded exactly.
     """
     Settings.make(**settings)
+    # what changes no weights is not part of what makes a run
+    counting = {name: value for name, value in settings.items() if name not in ("callback", "verbose", "n_threads")}
     _check(model, scheme, holdout, targets)
     budget = _bytes(memory)
     calibration, held_out = split(batches_of(loader, samples), holdout)
@@ -168,11 +179,11 @@ def prune(
     pruned = copy.deepcopy(original)
     run = _Run(original, pruned, calibration, arguments, penalise_bias, budget, directory, settings)
     options = {"epsilon": epsilon, "scheme": scheme, "gamma": gamma, "holdout": holdout, "samples": samples}
-    run.begin(found, options)
+    numbers = numbers_for([target.name for target in found], scheme, epsilon, gamma)
+    run.begin(found, options | counting)
     reports = []
-    for k, target in enumerate(found):
+    for k, (target, number) in enumerate(zip(found, numbers, strict=True)):
         slack = scheme == "cascade" and k > 0
-        number = value_for(gamma if slack else epsilon, target.name, "gamma" if slack else "epsilon")
         reports.append(run.layer(target, number, scheme == "cascade", slack))
         if progress is not None:
             progress(reports[-1])
@@ -186,7 +197,7 @@ def prune(
             raise ValueError("inplace=True cannot fold batch norms, which changes the modules: pass fold=False")
         model.load_state_dict(pruned.state_dict())
         pruned = model
-    about = options | {"penalise_bias": penalise_bias, **settings}
+    about = options | {"penalise_bias": penalise_bias, "calibration": digest(calibration, arguments), **counting}
     return PrunedModel(pruned, reports, scheme, folded, _plain(about))
 
 
@@ -215,21 +226,19 @@ class _Run:
         if self.directory is None:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
-        text = {"targets": [t.name for t in found], "penalise_bias": self.penalise_bias, **options, **self.settings}
-        digest = hashlib.sha256(json.dumps(_plain(text), sort_keys=True).encode())
+        text = {"targets": [t.name for t in found], "penalise_bias": self.penalise_bias, **options}
+        hashed = hashlib.sha256(json.dumps(_plain(text), sort_keys=True).encode())
         for name, tensor in self.original.state_dict().items():
-            digest.update(name.encode() + _raw(tensor))
-        for batch in self.batches:
-            args, kwargs = self.arguments(batch)
-            for value in (*args, *kwargs.values()):
-                digest.update(_raw(value) if isinstance(value, torch.Tensor) else repr(value).encode())
+            hashed.update(name.encode() + raw(tensor))
+        hashed.update(digest(self.batches, self.arguments).encode())
         path = self.directory / "run.json"
-        if path.exists() and json.loads(path.read_text())["run"] != digest.hexdigest():
+        if path.exists() and json.loads(path.read_text())["run"] != hashed.hexdigest():
             raise ValueError(
-                f"{self.directory} holds layers of another run (other weights, samples or options): choose another one"
+                f"{self.directory} holds layers of another run (other weights or options, other samples or another "
+                "order of them: does the loader shuffle?): choose another directory"
             )
         with write_atomically(path) as file:
-            file.write(to_json({"run": digest.hexdigest(), **_plain(text)}).encode())
+            file.write(to_json({"run": hashed.hexdigest(), **_plain(text)}).encode())
 
     def layer(self, target: Target, number: float, cascade: bool, slack: bool) -> LayerReport:
         """Prune one layer of `pruned`, or take it from the directory."""
@@ -249,7 +258,8 @@ class _Run:
         ):
             report, pruned = self._solved(target, layer, problems)
         report = replace(report, seconds=time.perf_counter() - began)
-        if path is not None:
+        # what fell short may do better with another time limit: it is not finished
+        if path is not None and report.status in USABLE:
             arrays: dict[str, Any] = {"weight": pruned.weight} | ({} if pruned.bias is None else {"bias": pruned.bias})
             with write_atomically(path) as file:
                 np.savez(file, report=np.array(to_json(asdict(report))), **arrays)
@@ -265,6 +275,9 @@ class _Run:
         solved = []
         for m, problem in problems:
             solution = Solver(problem, **self.settings).solve()
+            if not usable(target.name, solution):
+                solved.append((problem, solution, certify(problem, layer.weights(m).astype(problem.dtype), None)))
+                continue
             W = np.asarray(solution.W)
             last = W.shape[0] - (bias is not None)
             weight[m] = _rounded(W[:last].T.reshape(weight[m].shape), module.weight.dtype)
@@ -333,11 +346,6 @@ def _bytes(memory: str | float) -> float:
             except ValueError:
                 break
     raise ValueError(f'memory must be bytes, or like "4GB"; got {memory!r}')
-
-
-def _raw(tensor: torch.Tensor) -> bytes:
-    tensor = tensor.detach().cpu().contiguous()
-    return str((tensor.dtype, tuple(tensor.shape))).encode() + tensor.flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _plain(value: Any) -> Any:

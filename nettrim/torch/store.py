@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -96,8 +97,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> tuple[
     path : path
         In either layout.
     model : nn.Module, optional
-        The state is copied into it, converted to its dtypes. Names and shapes must be the same; if they are not, it
-        is left as it is.
+        The state is copied into it, converted to its dtypes. Batch norms that were folded before the pruning are
+        taken out of it. Names and shapes must be the same; if they are not, it is left as it is.
 
     Returns
     -------
@@ -144,6 +145,12 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> tuple[
         except (ValueError, RuntimeError, TypeError, IndexError) as error:
             raise ValueError(f"{key} in {path} is damaged: {error}") from error
     if model is not None:
+        folded = about.get("folded", [])
+        if folded:
+            trial = copy.deepcopy(model)
+            _fold(trial, folded, tensors)
+            _check_fit(path, tensors, _state(trial))
+            _fold(model, folded, tensors)
         _check_fit(path, tensors, _state(model))
         model.load_state_dict(tensors)
     return tensors, about
@@ -390,6 +397,19 @@ def _metadata(path: Path, metadata: dict[str, str], key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{key!r} in the metadata of {path} is not a JSON object")
     return value
+
+
+def _fold(model: nn.Module, folded: list[list[str]], tensors: dict[str, torch.Tensor]) -> None:
+    """Take out batch norms that are part of the layers before them in a file, and give these their biases."""
+    for layer_name, norm_name in folded:
+        modules = dict(model.named_modules())
+        if not isinstance(modules.get(norm_name), nn.modules.batchnorm._BatchNorm) or layer_name not in modules:
+            continue
+        parent, _, last = norm_name.rpartition(".")
+        setattr(modules[parent], last, nn.Identity().train(modules[norm_name].training))
+        layer: Any = modules[layer_name]
+        if layer.bias is None and f"{layer_name}.bias" in tensors:
+            layer.bias = nn.Parameter(layer.weight.new_zeros(layer.weight.shape[0]))
 
 
 def _check_fit(path: Path, given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:

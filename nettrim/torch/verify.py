@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 from nettrim.network import value_for
 from nettrim.solution import certify
 from nettrim.solver import Solver
-from nettrim.torch.capture import Arguments, arguments_of, batches_of, evaluating, split
+from nettrim.torch.capture import Arguments, arguments_of, batches_of, digest, evaluating, split
 from nettrim.torch.graph import find_targets, fold_batch_norm, layer_of
 from nettrim.torch.programs import Programs
 from nettrim.torch.store import load
@@ -86,6 +87,11 @@ def verify(
     -------
     list of Verified
 
+    Warns
+    -----
+    UserWarning
+        The samples, or their order, are not those that the file's model was pruned with.
+
     Raises
     ------
     TypeError, ValueError
@@ -95,6 +101,13 @@ def verify(
     settings: Mapping[str, Any] = about["settings"]
     scheme, claims = about["scheme"], {row["name"]: row for row in about["layers"]}
     batches, _ = split(batches_of(loader, settings["samples"]), settings["holdout"])
+    if digest(batches, arguments) != settings.get("calibration"):
+        warnings.warn(
+            f"{path} was pruned with other samples, or with these in another order (does the loader shuffle?): errors "
+            "on these are measured, not promised",
+            UserWarning,
+            stacklevel=2,
+        )
     original = copy.deepcopy(model)
     args, kwargs = arguments(batches[0])
     with evaluating(original):
