@@ -17,7 +17,9 @@ from torch import nn  # noqa: E402
 from torch.nn.utils import prune  # noqa: E402
 
 from nettrim import network  # noqa: E402
-from nettrim.torch.graph import Target, find_targets, fold_batch_norm, layer_of, undisturbed  # noqa: E402
+from nettrim.torch.fold import fold_batch_norm  # noqa: E402
+from nettrim.torch.graph import Target, find_targets, layer_of  # noqa: E402
+from nettrim.torch.watch import undisturbed  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,8 @@ from nettrim.settings import Settings
 from nettrim.solution import certify
 from nettrim.solver import Solver
 from nettrim.torch.capture import Arguments, arguments_of, batches_of, digest, evaluating, observe, raw, split
-from nettrim.torch.graph import Target, find_targets, fold_batch_norm, layer_of
+from nettrim.torch.fold import fold_batch_norm
+from nettrim.torch.graph import Target, find_targets, layer_of
 from nettrim.torch.programs import Programs
 
 __all__ = ["PrunedModel", "prune"]

@@ -17,7 +17,8 @@ from nettrim.network import value_for
 from nettrim.solution import certify
 from nettrim.solver import Solver
 from nettrim.torch.capture import Arguments, arguments_of, batches_of, digest, evaluating, split
-from nettrim.torch.graph import find_targets, fold_batch_norm, layer_of
+from nettrim.torch.fold import fold_batch_norm
+from nettrim.torch.graph import find_targets, layer_of
 from nettrim.torch.programs import Programs
 from nettrim.torch.store import load
 
