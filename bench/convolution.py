@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from common import environment, fix_threads, write
 from lenet import accuracy, network, tensors
+from published import proximal_steps
 
 import nettrim as nt
 from nettrim import backends
@@ -63,15 +64,7 @@ def published(
     while True:
         iteration += 1
         np.subtract(Z, U1, out=T)
-        np.subtract(T, Ys, out=W1)
-        W1 *= mask
-        norm = float(np.linalg.norm(W1))
-        if norm > radius:
-            W1 *= radius / norm
-        W1 += Ys
-        np.minimum(T, 0, out=W1, where=~mask)
-        B = W3 - U2
-        W2 = np.sign(B) * np.maximum(np.abs(B) - 1 / rho, 0)
+        W2 = proximal_steps(T, Ys, mask, radius, W1, W3 - U2, rho)
         if iteration % check_every == 0:
             pause = time.perf_counter()
             yield iteration, pause - began - away, W2, (rho / c0) * (T - W1)

@@ -15,6 +15,21 @@ import numpy as np
 from scipy.linalg import blas, lapack
 
 
+def proximal_steps(
+    T: np.ndarray, Y: np.ndarray, mask: np.ndarray, radius: float, W1: np.ndarray, B: np.ndarray, rho: float
+) -> np.ndarray:
+    """W1 <- projection of T, in place: the ball on Omega, the half-space z <= 0 elsewhere; returns W2."""
+    np.subtract(T, Y, out=W1)
+    W1 *= mask
+    flat = W1.ravel(order="K")
+    norm = np.sqrt(np.vdot(flat, flat))
+    if norm > radius:
+        W1 *= radius / norm
+    W1 += Y
+    np.minimum(T, 0, out=W1, where=~mask)
+    return np.sign(B) * np.maximum(np.abs(B) - 1 / rho, 0)
+
+
 def published_admm(
     X: np.ndarray, Y: np.ndarray, mask: np.ndarray, epsilon: float, rho: float, check_every: int
 ) -> Iterator[tuple[int, float, np.ndarray, np.ndarray]]:
@@ -42,16 +57,7 @@ def published_admm(
     while True:
         iteration += 1
         np.subtract(Z, U1, out=T)
-        # W1: the ball on Omega, the half-space z <= 0 elsewhere
-        np.subtract(T, Ys, out=W1)
-        W1 *= mask
-        norm = np.sqrt(np.vdot(W1.T, W1.T))
-        if norm > radius:
-            W1 *= radius / norm
-        W1 += Ys
-        np.minimum(T, 0, out=W1, where=~mask)
-        B = W3 - U2
-        W2 = np.sign(B) * np.maximum(np.abs(B) - 1 / rho, 0)
+        W2 = proximal_steps(T, Ys, mask, radius, W1, W3 - U2, rho)
         if iteration % check_every == 0:
             pause = time.perf_counter()
             yield iteration, pause - began - away, W2, (rho / c0) * (T - W1).T

@@ -7,6 +7,7 @@ convolution, and outputs have the form that the layer gives them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from nettrim.solution import Certificate, Solution, Status, certify
 from nettrim.solver import Solver
 from nettrim.unfolding import Unfolding
 
-__all__ = ["USABLE", "Layer", "PrunedLayer", "prune_layer", "usable"]
+__all__ = ["USABLE", "Layer", "PrunedLayer", "group_problems", "penalties", "prune_layer", "solve_groups"]
 
 #: statuses with which new weights take the place of a layer's own
 USABLE = (Status.SOLVED, Status.SOLVED_INACCURATE)
@@ -259,7 +260,7 @@ class PrunedLayer:
         return math.sqrt(sum(e**2 for e in errors)) / (self.size or 1.0)
 
 
-def usable(name: str, solution: Solution) -> bool:
+def _usable(name: str, solution: Solution) -> bool:
     """Whether a solution's weights may take the place of a layer's own; if not, there is a warning that says why.
 
     Raises
@@ -318,35 +319,71 @@ def prune_layer(
     """
     if (epsilon is None) == (slack is None):
         raise ValueError("give one of epsilon and slack")
-    solved = []
-    weight, bias = layer.weight.copy(), None if layer.bias is None else layer.bias.copy()
+    number, own = (epsilon, None) if slack is None else slack
+    return solve_groups(layer, group_problems(layer, inputs, outputs, number, own, penalise_bias, dtype), **settings)
+
+
+def group_problems(
+    layer: Layer,
+    inputs: np.ndarray,
+    outputs: np.ndarray,
+    number: float,
+    own: np.ndarray | None = None,
+    penalise_bias: bool = True,
+    dtype: Any = None,
+) -> Iterator[tuple[slice, Problem]]:
+    """(outputs, problem) of each group; `number` is epsilon, or gamma if `own` is what its weights make of `inputs`.
+
+    Raises
+    ------
+    ValueError
+        gamma is below 1, or the arrays do not fit.
+    """
+    if own is not None and number < 1:
+        raise ValueError(f"gamma must be at least 1, or the layer's own weights are not feasible; got {number}")
     for c, m in layer.parts():
         X = layer.matrix(inputs[:, c] if layer.groups > 1 else inputs, dtype)
         Y = layer.flatten(outputs)[m]
-        options: dict[str, Any] = {"omega": "active" if layer.relu else "linear", "dtype": dtype}
-        if slack is None:
-            options["epsilon"] = epsilon
-        elif slack[0] < 1:
-            raise ValueError(f"gamma must be at least 1, or the layer's own weights are not feasible; got {slack[0]}")
-        else:
-            Z = layer.flatten(slack[1])[m]
-            D = Z - Y if not layer.relu else np.where(Y > 0, Z - Y, 0)
-            options["epsilon_abs"] = slack[0] * float(np.linalg.norm(D.astype(np.float64)))
+        options: dict[str, Any] = {"omega": "active" if layer.relu else "linear", "dtype": dtype, "epsilon": number}
+        if own is not None:
+            Z = layer.flatten(own)[m]
+            D = np.where(Y > 0, Z - Y, 0) if layer.relu else Z - Y
+            options |= {"epsilon": None, "epsilon_abs": number * float(np.linalg.norm(D.astype(np.float64)))}
             if layer.relu:
                 # a bound above zero is none for the outputs: the ReLU of the layer's own weights allows it
                 options["V"] = Z
-        if not penalise_bias and layer.bias is not None:
-            options["C"] = np.ones((X.shape[0], 1))
-            options["C"][-1] = 0
-        problem = Problem(X, Y, **options)
+        yield m, Problem(X, Y, **options, **penalties(layer, X.shape[0], penalise_bias))
+
+
+def penalties(layer: Layer, rows: int, penalise_bias: bool) -> dict[str, Any]:
+    """C as an option of a problem with so many inputs: nothing for an unpenalised bias."""
+    if penalise_bias or layer.bias is None:
+        return {}
+    C = np.ones((rows, 1))
+    C[-1] = 0
+    return {"C": C}
+
+
+def solve_groups(
+    layer: Layer,
+    problems: Iterable[tuple[slice, Problem]],
+    hold: Callable[[np.ndarray, str], np.ndarray] = lambda a, what: a,
+    **settings: Any,
+) -> PrunedLayer:
+    """Solve the groups' problems; the layer holds what `hold` makes of "weight" and "bias", and that is certified."""
+    solved = []
+    weight, bias = layer.weight.copy(), None if layer.bias is None else layer.bias.copy()
+    for m, problem in problems:
         solution = Solver(problem, **settings).solve()
-        if not usable(layer.name, solution):
+        if not _usable(layer.name, solution):
             solved.append((problem, solution, certify(problem, layer.weights(m).astype(problem.dtype), None)))
             continue
         W = np.asarray(solution.W)
         entries = W.shape[0] - (bias is not None)
-        weight[m] = W[:entries].T.reshape(weight[m].shape)
+        weight[m] = hold(W[:entries].T.reshape(weight[m].shape), "weight")
         if bias is not None:
-            bias[m] = W[entries]
-        solved.append((problem, solution, solution.certificate))
+            bias[m] = hold(W[entries], "bias")
+        held = replace(layer, weight=weight, bias=bias).weights(m).astype(problem.dtype)
+        same = np.array_equal(held, W)
+        solved.append((problem, solution, solution.certificate if same else certify(problem, held, solution.dual)))
     return PrunedLayer.of(replace(layer, weight=weight, bias=bias), solved)

@@ -1,13 +1,15 @@
-"""The thread count of BLAS, looked up once: scanning a process for its libraries takes 10 ms."""
+"""The thread count of BLAS, looked up once (a scan for its libraries takes 10 ms), and work without threads."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from functools import cache
 from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["blas_threads", "limit"]
+__all__ = ["Serial", "blas_threads", "limit"]
 
 
 @cache
@@ -25,3 +27,17 @@ def blas_threads() -> int:
 def limit(n_threads: int) -> Any:
     """Context in which every BLAS of the process uses `n_threads`; the earlier numbers are restored afterwards."""
     return _controller().limit(limits=n_threads)
+
+
+class Serial(Executor):
+    """Work done at once, by the caller."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future:
+        """The result of a call, at once."""
+        future: Future = Future()
+        future.set_result(function(*arguments, **options))
+        return future
+
+    def map(self, fn: Callable[..., Any], *iterables: Any, timeout: Any = None, chunksize: int = 1) -> Iterator[Any]:
+        """As the built-in; `fn` is called when its result is asked for."""
+        return map(fn, *iterables)

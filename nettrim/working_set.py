@@ -27,7 +27,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ import numpy as np
 from nettrim.admm import Check, Loop
 from nettrim.coarse import Start
 from nettrim.settings import Settings
-from nettrim.threads import limit
+from nettrim.threads import Serial, limit
 
 __all__ = ["WorkingSet"]
 
@@ -183,7 +183,7 @@ class WorkingSet:
         """Threads for the neurons, with BLAS held to one in each."""
         if self.n_threads == 1:
             # so is BLAS: small layers would wait longer for a thread than for its work
-            yield _Serial()
+            yield Serial()
             return
         with limit(1), ThreadPoolExecutor(self.n_threads) as pool:
             yield pool
@@ -444,18 +444,6 @@ class WorkingSet:
         result = work(*arguments)
         self.phases[phase] += time.perf_counter() - began
         return result
-
-
-class _Serial(Executor):
-    """Work done at once, by the caller."""
-
-    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future:
-        future: Future = Future()
-        future.set_result(function(*arguments, **options))
-        return future
-
-    def map(self, fn: Callable[..., Any], *iterables: Any, timeout: Any = None, chunksize: int = 1) -> Iterator[Any]:
-        return map(fn, *iterables)
 
 
 def _worst(excess: np.ndarray, most: int) -> np.ndarray:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import warnings
 from pathlib import Path
 
+import cuda_stand_in
 import hypothesis
 import numpy as np
 import pytest
@@ -54,6 +56,25 @@ def dtype(request: pytest.FixtureRequest) -> type:
 @pytest.fixture(params=["admm", "working_set"])
 def method(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory):
+    """The CUDA kernels, compiled for the CPU."""
+    if not cuda_stand_in.has_compiler():
+        pytest.skip("needs g++, which CI has")
+    return cuda_stand_in.compile_for_host(tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture
+def cupy(library, monkeypatch: pytest.MonkeyPatch):
+    """The stand-in for CuPy, as what `import cupy` finds."""
+    modules = cuda_stand_in.modules_of(library)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    cuda_stand_in.forget()
+    yield modules["cupy"]
+    cuda_stand_in.forget()
 
 
 @pytest.fixture(scope="session")

@@ -34,28 +34,11 @@ def gpu_missing() -> str | None:
     return None
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    if not cuda_stand_in.has_compiler():
-        pytest.skip("needs g++, which CI has")
-    return cuda_stand_in.compile_for_host(tmp_path_factory.mktemp("cuda"))
-
-
-@pytest.fixture
-def stand_in(library, monkeypatch):
-    modules = cuda_stand_in.modules_of(library)
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    cuda_stand_in.forget()
-    yield modules["cupy"]
-    cuda_stand_in.forget()
-
-
 @pytest.fixture(params=["stand-in", "gpu"])
 def be(request):
     """The backend, on the CPU and on a GPU."""
     if request.param == "stand-in":
-        request.getfixturevalue("stand_in")
+        request.getfixturevalue("cupy")
     elif reason := gpu_missing():
         pytest.fail(reason) if REQUIRED else pytest.skip(reason)
     return backends.get("cupy")
@@ -117,7 +100,7 @@ def edges(dtype):
     return np.array([*values, *(-x for x in values), np.nan], dtype)
 
 
-def test_edge_cases_bit_for_bit(stand_in, dtype):
+def test_edge_cases_bit_for_bit(cupy, dtype):
     """The formulas of prox.cuh and the same ones in NumPy, with NaN passing through."""
     be, values = backends.get("cupy"), edges(dtype)
     t, y, v = (a.ravel() for a in np.meshgrid(values, values[np.isfinite(values)], values[values >= 0]))
@@ -208,19 +191,19 @@ def test_working_sets_are_refused(be):
         nt.Solver(problem, backend="cupy", method="working_set")
 
 
-def test_rounded_products_are_refused(stand_in, monkeypatch):
+def test_rounded_products_are_refused(cupy, monkeypatch):
     """TF32 drops the last 13 bits of a factor."""
 
     def rounded(transa, transb, a, b, out, alpha=1.0, beta=0.0):
         short = ((cuda_stand_in.host(x).view(np.uint32) >> 13 << 13).view(np.float32) for x in (a, b))
         return cuda_stand_in.gemm(transa, transb, *map(cuda_stand_in.device, short), out, alpha, beta)
 
-    monkeypatch.setattr(stand_in.cublas, "gemm", rounded)
+    monkeypatch.setattr(cupy.cublas, "gemm", rounded)
     with pytest.raises(RuntimeError, match="TF32"):
         backends.get("cupy")
 
 
-def test_nothing_waits_for_the_device_between_checks(stand_in):
+def test_nothing_waits_for_the_device_between_checks(cupy):
     """Twice the iterations, as many waits: those of the start, of adapting and of the last check."""
     problem = random_problem(np.random.default_rng(2), 12, 5, 60)
     waits = []
@@ -234,12 +217,12 @@ def test_nothing_waits_for_the_device_between_checks(stand_in):
     assert waits[0] == waits[1] > 0
 
 
-def test_large_arrays_are_uploaded_by_blocks(stand_in, monkeypatch, rng):
+def test_large_arrays_are_uploaded_by_blocks(cupy, monkeypatch, rng):
     """CuPy would page-lock a buffer of their size, and keep it."""
     monkeypatch.setattr(cupy_, "LARGE_BYTES", 1000)
     be = backends.get("cupy")
-    whole, shapes = stand_in.asarray, []
-    monkeypatch.setattr(stand_in, "asarray", lambda a, dtype=None: shapes.append(np.size(a)) or whole(a, dtype))
+    whole, shapes = cupy.asarray, []
+    monkeypatch.setattr(cupy, "asarray", lambda a, dtype=None: shapes.append(np.size(a)) or whole(a, dtype))
     A = rng.standard_normal((37, 50))
     for a in (A, np.asfortranarray(A), A[::2], A[:, ::3], A.astype(np.float32)):
         for dtype in (np.float32, np.float64):
@@ -275,16 +258,16 @@ def test_no_cupy(monkeypatch):
         backends.get("cupy")
 
 
-def test_no_gpu(stand_in, monkeypatch):
+def test_no_gpu(cupy, monkeypatch):
     def missing():
         raise cuda_stand_in.RuntimeFailure("cudaErrorNoDevice")
 
-    monkeypatch.setattr(stand_in.cuda, "Device", missing)
+    monkeypatch.setattr(cupy.cuda, "Device", missing)
     with pytest.raises(RuntimeError, match="no usable GPU.*numba"):
         backends.get("cupy")
 
 
-def test_the_benchmark_runs(stand_in, tmp_path, monkeypatch):
+def test_the_benchmark_runs(cupy, tmp_path, monkeypatch):
     """bench/gpu.py from end to end, at sizes of a few milliseconds: time on a GPU is too dear for its slips."""
     monkeypatch.syspath_prepend(str(BENCH))
     for name in ("common", "gpu"):

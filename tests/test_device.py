@@ -5,24 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 
-import cuda_stand_in
 import numpy as np
 import pytest
-from test_cuda import gpu_missing, library  # noqa: F401  a fixture
+from test_cuda import gpu_missing
 
 import nettrim as nt
 from nettrim import backends, device
 from nettrim.device import Speed
-
-
-@pytest.fixture
-def cupy(library, monkeypatch):  # noqa: F811
-    modules = cuda_stand_in.modules_of(library)
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    cuda_stand_in.forget()
-    yield modules["cupy"]
-    cuda_stand_in.forget()
 
 
 @pytest.fixture

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+from nettrim.torch.watch import undisturbed
 
 __all__ = ["Store", "arguments_of", "batches_of", "digest", "evaluating", "observe", "raw", "split"]
 
@@ -140,22 +142,13 @@ class _Reached(Exception):
     """The layer has been reached: what comes after it is not needed."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Context in which models are in evaluation mode, without gradients; every module's mode is restored."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    # encoder layers would skip their linear layers' calls
-    fast = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
+    """Context in which models are in evaluation mode, without gradients, and after which nothing of that is left."""
+    with contextlib.ExitStack() as stack:
         for model in models:
-            model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in modes:
-            module.training = mode
+            stack.enter_context(undisturbed(model))
+        yield
 
 
 def observe(
@@ -199,10 +192,8 @@ def observe(
         for k, module in enumerate(modules):
             register = module.register_forward_pre_hook if what == "inputs" else module.register_forward_hook
             handles.append(register(hook_of(k)))
-        try:
+        with contextlib.suppress(_Reached):
             model(*arguments[0], **arguments[1])
-        except _Reached:
-            pass
     finally:
         for handle in handles:
             handle.remove()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from nettrim.layer import Layer
+from nettrim.layer import Layer, group_problems, penalties
 from nettrim.operators import Gram
 from nettrim.problem import Problem
 from nettrim.torch.capture import Arguments, Store, observe
@@ -59,7 +59,9 @@ class Programs:
             for fed, given in self._observed(target, cascade):
                 inputs.add(layer.augmented(fed))
                 outputs.add(layer(given))
-            yield self._relu(layer, inputs.array(), outputs.array(), number, slack)
+            X = inputs.array()
+            own = layer.linear(X) if slack else None
+            yield group_problems(layer, X, outputs.array(), number, own, self.penalise_bias)
         finally:
             inputs.close()
 
@@ -72,22 +74,6 @@ class Programs:
             given = observe(self.original, [old], arguments, "inputs", stop)[0]
             fed = observe(self.pruned, [new], arguments, "inputs", stop)[0] if cascade else given
             yield from zip(fed, given, strict=True)
-
-    def _relu(
-        self, layer: Layer, inputs: np.ndarray, outputs: np.ndarray, number: float, slack: bool
-    ) -> Iterator[tuple[slice, Problem]]:
-        """The ReLU program, on stored inputs."""
-        for c, m in layer.parts():
-            X = layer.matrix(inputs[:, c] if layer.groups > 1 else inputs)
-            Y = layer.flatten(outputs)[m]
-            options = self._weights(layer, X.shape[0])
-            if slack:
-                Z = layer.flatten(layer.linear(inputs))[m]
-                distance = float(np.linalg.norm(np.where(Y > 0, Z - Y, 0).astype(np.float64)))
-                options |= {"epsilon_abs": number * distance, "V": Z}
-            else:
-                options["epsilon"] = number
-            yield m, Problem(X, Y, **options)
 
     def _linear(
         self, target: Target, layer: Layer, number: float, cascade: bool, slack: bool
@@ -102,7 +88,7 @@ class Programs:
             for (c, m), gram in zip(parts, grams, strict=True):
                 gram.add(layer.matrix(fed[:, c] if layer.groups > 1 else fed), np.ascontiguousarray(outputs[m]))
         for (_, m), gram in zip(parts, grams, strict=True):
-            options = self._weights(layer, rows)
+            options = penalties(layer, rows, self.penalise_bias)
             if slack:
                 distance = math.sqrt(float(gram.squared_errors(layer.weights(m)).sum()))
                 # the moments of nearly equal outputs are known to about 1e-7 of them
@@ -110,11 +96,3 @@ class Programs:
             else:
                 options["epsilon"] = number
             yield m, Problem.from_gram(gram, **options)
-
-    def _weights(self, layer: Layer, rows: int) -> dict[str, Any]:
-        """C: nothing for an unpenalised bias."""
-        if self.penalise_bias or layer.bias is None:
-            return {}
-        C = np.ones((rows, 1))
-        C[-1] = 0
-        return {"C": C}

@@ -17,13 +17,10 @@ import torch
 from torch import nn
 
 from nettrim import __version__
-from nettrim.layer import USABLE, Layer, PrunedLayer, usable
+from nettrim.layer import USABLE, solve_groups
 from nettrim.network import SCHEMES, LayerReport, describe, numbers_for, table
-from nettrim.problem import Problem
 from nettrim.report import to_json, write_atomically
 from nettrim.settings import Settings
-from nettrim.solution import certify
-from nettrim.solver import Solver
 from nettrim.torch.capture import Arguments, arguments_of, batches_of, digest, evaluating, observe, raw, split
 from nettrim.torch.fold import fold_batch_norm
 from nettrim.torch.graph import Target, find_targets, layer_of
@@ -174,11 +171,11 @@ def prune(
     calibration, held_out = split(batches_of(loader, samples), holdout)
     original = copy.deepcopy(model)
     args, kwargs = arguments(calibration[0])
-    with evaluating(original):
-        folded = fold_batch_norm(original, args, kwargs) if fold else []
-        found = find_targets(original, args, kwargs, targets, ignore)
+    folded = fold_batch_norm(original, args, kwargs) if fold else []
+    found = find_targets(original, args, kwargs, targets, ignore)
     pruned = copy.deepcopy(original)
-    run = _Run(original, pruned, calibration, arguments, penalise_bias, budget, directory, settings)
+    programs = Programs(original, pruned, calibration, arguments, penalise_bias, budget)
+    run = _Run(programs, directory, settings)
     options = {"epsilon": epsilon, "scheme": scheme, "gamma": gamma, "holdout": holdout, "samples": samples}
     numbers = numbers_for([target.name for target in found], scheme, epsilon, gamma)
     run.begin(found, options | counting)
@@ -205,20 +202,8 @@ def prune(
 class _Run:
     """The layers of one call of `prune`, one after the other."""
 
-    def __init__(
-        self,
-        original: nn.Module,
-        pruned: nn.Module,
-        batches: list[Any],
-        arguments: Arguments,
-        penalise_bias: bool,
-        budget: float,
-        directory: Any,
-        settings: dict[str, Any],
-    ):
-        self.original, self.pruned, self.batches, self.arguments = original, pruned, batches, arguments
-        self.programs = Programs(original, pruned, batches, arguments, penalise_bias, budget)
-        self.penalise_bias, self.settings = penalise_bias, settings
+    def __init__(self, programs: Programs, directory: Any, settings: dict[str, Any]):
+        self.programs, self.settings = programs, settings
         self.directory = None if directory is None else Path(directory)
         self.count = 0
 
@@ -227,11 +212,11 @@ class _Run:
         if self.directory is None:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
-        text = {"targets": [t.name for t in found], "penalise_bias": self.penalise_bias, **options}
+        text = {"targets": [t.name for t in found], "penalise_bias": self.programs.penalise_bias, **options}
         hashed = hashlib.sha256(json.dumps(_plain(text), sort_keys=True).encode())
-        for name, tensor in self.original.state_dict().items():
+        for name, tensor in self.programs.original.state_dict().items():
             hashed.update(name.encode() + raw(tensor))
-        hashed.update(digest(self.batches, self.arguments).encode())
+        hashed.update(digest(self.programs.batches, self.programs.arguments).encode())
         path = self.directory / "run.json"
         if path.exists() and json.loads(path.read_text())["run"] != hashed.hexdigest():
             raise ValueError(
@@ -245,7 +230,7 @@ class _Run:
         """Prune one layer of `pruned`, or take it from the directory."""
         path = None if self.directory is None else self.directory / f"layer_{self.count:03d}.npz"
         self.count += 1
-        module = self.pruned.get_submodule(target.name)
+        module = self.programs.pruned.get_submodule(target.name)
         if path is not None and path.exists():
             with np.load(path, allow_pickle=False) as kept:
                 report = LayerReport(**json.loads(str(kept["report"])))
@@ -254,11 +239,13 @@ class _Run:
         layer = layer_of(target)
         began = time.perf_counter()
         with (
-            evaluating(self.original, self.pruned),
+            evaluating(self.programs.original, self.programs.pruned),
             self.programs.of(target, layer, number, cascade, slack) as problems,
         ):
-            report, pruned = self._solved(target, layer, problems)
-        report = replace(report, seconds=time.perf_counter() - began)
+            made = solve_groups(
+                layer, problems, lambda a, what: _rounded(a, getattr(module, what).dtype), **self.settings
+            )
+        pruned, report = made.layer, replace(describe(layer, made), seconds=time.perf_counter() - began)
         # what fell short may do better with another time limit: it is not finished
         if path is not None and report.status in USABLE:
             arrays: dict[str, Any] = {"weight": pruned.weight} | ({} if pruned.bias is None else {"bias": pruned.bias})
@@ -266,29 +253,6 @@ class _Run:
                 np.savez(file, report=np.array(to_json(asdict(report))), **arrays)
         _assign(module, pruned.weight, pruned.bias)
         return report
-
-    def _solved(
-        self, target: Target, layer: Layer, problems: Iterable[tuple[slice, Problem]]
-    ) -> tuple[LayerReport, Layer]:
-        """Solve the groups' problems; the certificates are those of the weights in the module's own dtype."""
-        module: Any = target.module
-        weight, bias = layer.weight.copy(), None if layer.bias is None else layer.bias.copy()
-        solved = []
-        for m, problem in problems:
-            solution = Solver(problem, **self.settings).solve()
-            if not usable(target.name, solution):
-                solved.append((problem, solution, certify(problem, layer.weights(m).astype(problem.dtype), None)))
-                continue
-            W = np.asarray(solution.W)
-            last = W.shape[0] - (bias is not None)
-            weight[m] = _rounded(W[:last].T.reshape(weight[m].shape), module.weight.dtype)
-            if bias is not None:
-                bias[m] = _rounded(W[last], module.bias.dtype)
-            held = replace(layer, weight=weight, bias=bias).weights(m).astype(problem.dtype)
-            same = np.array_equal(held, W)
-            solved.append((problem, solution, solution.certificate if same else certify(problem, held, solution.dual)))
-        pruned = replace(layer, weight=weight, bias=bias)
-        return describe(layer, PrunedLayer.of(pruned, solved)), pruned
 
 
 def _errors(

@@ -111,10 +111,9 @@ def verify(
         )
     original = copy.deepcopy(model)
     args, kwargs = arguments(batches[0])
-    with evaluating(original):
-        if about["folded"]:
-            fold_batch_norm(original, args, kwargs)
-        found = find_targets(original, args, kwargs, list(claims))
+    if about["folded"]:
+        fold_batch_norm(original, args, kwargs)
+    found = find_targets(original, args, kwargs, list(claims))
     missing = set(claims) - {target.name for target in found}
     if missing:
         raise ValueError(f"{path} has layers that the model does not: {', '.join(sorted(missing))}")
