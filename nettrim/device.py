@@ -21,7 +21,7 @@ from nettrim.memory import plan
 from nettrim.problem import Problem
 from nettrim.settings import Settings
 
-__all__ = ["Speed", "choose"]
+__all__ = ["Speed", "choose", "host_speed"]
 
 #: flops of a solve by ADMM (seconds on the CPU) below which no GPU is looked for
 WORTHWHILE = 1e12
@@ -63,7 +63,7 @@ def choose(problem: Problem, settings: Settings) -> str:
         # of any kind: whoever asks for "auto" has not asked for a GPU
         log.info("no GPU for this problem: %s", str(error).splitlines()[0] if str(error) else type(error).__name__)
         return "numba"
-    here = _host_speed(problem.dtype, settings.n_threads)
+    here = host_speed(problem.dtype, settings.n_threads)
     moved = layout.per_sample * columns + count * layout.moved
     seconds = START + work / there.flops + moved / there.bytes
     expected = EXACT * work / here.flops
@@ -72,7 +72,8 @@ def choose(problem: Problem, settings: Settings) -> str:
 
 
 @cache
-def _host_speed(dtype: np.dtype, n_threads: int | None) -> Speed:
+def host_speed(dtype: np.dtype, n_threads: int | None) -> Speed:
+    """Speed of products on the CPU, measured once a process."""
     from nettrim.threads import limit
 
     backend = backends.get("numba", n_threads)

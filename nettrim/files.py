@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from nettrim.report import to_json, write_atomically
 from nettrim.solution import Solution
 
-__all__ = ["Precision", "Refused", "check_output", "load", "read_about", "write_solution"]
+__all__ = ["Precision", "Refused", "check_output", "load", "names", "read_about", "write_solution"]
 
 
 class Precision(str, Enum):
@@ -30,6 +31,22 @@ class Refused(Exception):
 
 def load(path: Path, required: Sequence[str], optional: Sequence[str]) -> dict[str, np.ndarray]:
     """Named arrays of an npz file; never unpickles."""
+    with _opened(path) as bundle:
+        missing = [name for name in required if name not in bundle.files]
+        if missing:
+            held = ", ".join(sorted(bundle.files)) or "nothing"
+            raise Refused(f"{path} lacks {' and '.join(missing)}; it holds {held}")
+        return {name: _member(bundle, name, path) for name in (*required, *optional) if name in bundle.files}
+
+
+def names(path: Path) -> list[str]:
+    """Names of the arrays in an npz file, sorted."""
+    with _opened(path) as bundle:
+        return sorted(bundle.files)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     import zipfile
 
     if path.is_dir():
@@ -40,11 +57,7 @@ def load(path: Path, required: Sequence[str], optional: Sequence[str]) -> dict[s
                 raise Refused(f"{path} is not an .npz file (a zip of arrays, as numpy.savez writes it)")
             file.seek(0)
             with np.load(file, allow_pickle=False) as bundle:
-                missing = [name for name in required if name not in bundle.files]
-                if missing:
-                    held = ", ".join(sorted(bundle.files)) or "nothing"
-                    raise Refused(f"{path} lacks {' and '.join(missing)}; it holds {held}")
-                return {name: _member(bundle, name, path) for name in (*required, *optional) if name in bundle.files}
+                yield bundle
     except FileNotFoundError as error:
         raise Refused(f"{path} does not exist") from error
     except (zipfile.BadZipFile, EOFError) as error:

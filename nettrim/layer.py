@@ -21,7 +21,7 @@ from nettrim.solution import Certificate, Solution, Status, certify
 from nettrim.solver import Solver
 from nettrim.unfolding import Unfolding
 
-__all__ = ["USABLE", "Layer", "PrunedLayer", "group_problems", "penalties", "prune_layer", "solve_groups"]
+__all__ = ["USABLE", "Layer", "PrunedLayer", "group_problems", "kind_of", "penalties", "prune_layer", "solve_groups"]
 
 #: statuses with which new weights take the place of a layer's own
 USABLE = (Status.SOLVED, Status.SOLVED_INACCURATE)
@@ -258,6 +258,11 @@ class PrunedLayer:
         """Relative error of the outputs on Omega, on the inputs that the layer was pruned with."""
         errors = (c.discrepancy * size for c, size in zip(self.certificates, self.sizes, strict=True))
         return math.sqrt(sum(e**2 for e in errors)) / (self.size or 1.0)
+
+
+def kind_of(layer: Layer) -> str:
+    """Dense or convolution, with what follows it."""
+    return f"{'dense' if layer.geometry is None else 'convolution'}, {'ReLU' if layer.relu else 'linear'}"
 
 
 def _usable(name: str, solution: Solution) -> bool:

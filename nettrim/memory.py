@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from nettrim.backends.base import MOMENTS_BYTES
+from nettrim.units import as_bytes
 
 __all__ = ["MemoryPlan", "plan"]
 
@@ -76,17 +76,17 @@ class MemoryPlan:
 
     def table(self) -> str:
         """The plan in a few lines."""
-        rows = [(self.available, f"available of {_bytes(self.free)} free on {self.device}")]
+        rows = [(self.available, f"available of {as_bytes(self.free)} free on {self.device}")]
         rows += [(value, name) for name, value in self.fixed.items()]
         rows.append((self.per_sample * self.kept, f"{self.kept:,} of {self.samples:,} samples that stay"))
         if self.streamed:
             rows.append((self.buffers, f"{SLOTS} buffers of {self.width:,} samples for the others"))
         rows.append((self.needed, "in all"))
-        lines = ["memory plan"] + [f"{_bytes(value):>12}  {name}" for value, name in rows]
+        lines = ["memory plan"] + [f"{as_bytes(value):>12}  {name}" for value, name in rows]
         if self.streamed:
             lines.append(
-                f"{_bytes(self.moved):>12}  moved by an iteration, through {_bytes(self.page_locked)} of page-locked "
-                "memory of the host"
+                f"{as_bytes(self.moved):>12}  moved by an iteration, through {as_bytes(self.page_locked)} of "
+                "page-locked memory of the host"
             )
         return "\n".join(lines)
 
@@ -157,7 +157,7 @@ def plan(
     if P > LEAST_SAMPLES:
         width = width // ALIGNED * ALIGNED
     if width < min(LEAST_SAMPLES, P):
-        least = f"without any samples {_bytes(sum(fixed.values()))} are needed"
+        least = f"without any samples {as_bytes(sum(fixed.values()))} are needed"
         raise MemoryError(f"the problem does not fit on {device}: {least}.\n{whole.table()}\n{ADVICE}")
     kept = min((room - buffer * width) // (columns * width), (P - 1) // width) * width
     streamed = P - kept
@@ -172,9 +172,3 @@ ADVICE = (
     "Solve fewer neurons at a time (rows of Y; with neuronwise=True nothing is lost) or fewer samples, in float32, "
     'free what else is on the device, or use backend="numba".'
 )
-
-
-def _bytes(count: float) -> str:
-    """In the largest unit that leaves at least one."""
-    power = min(int(math.log(max(abs(count), 1), 1000)), 4)
-    return f"{count / 1000**power:.{0 if power == 0 else 1}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

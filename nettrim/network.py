@@ -22,6 +22,7 @@ two layers (pooling, flattening) must not increase distances.
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +30,9 @@ from typing import Any
 
 import numpy as np
 
-from nettrim.layer import Layer, PrunedLayer, prune_layer
+from nettrim.layer import Layer, PrunedLayer, kind_of, prune_layer
+from nettrim.report import to_json, write_atomically
+from nettrim.units import align
 
 __all__ = [
     "SCHEMES",
@@ -138,6 +141,22 @@ class PrunedNetwork:
         """The reports as text."""
         return table(self.reports)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the weights and the report as an npz file, whole or not at all; `numpy.load` reads it.
+
+        Parameters
+        ----------
+        path : path
+            Receives "NAME.weight" and "NAME.bias" of each layer, and "report", the JSON text of `to_dict`.
+        """
+        arrays: dict[str, Any] = {}
+        for layer in self.layers:
+            arrays[f"{layer.name}.weight"] = layer.weight
+            if layer.bias is not None:
+                arrays[f"{layer.name}.bias"] = layer.bias
+        with write_atomically(path) as file:
+            np.savez(file, report=np.array(to_json(self.to_dict())), **arrays)
+
 
 def table(reports: Sequence[LayerReport]) -> str:
     """Reports as text, a line a layer; columns that no report fills are left out."""
@@ -149,13 +168,7 @@ def table(reports: Sequence[LayerReport]) -> str:
         )
         for r in reports
     ]
-    columns = [c for c in zip(titles, *rows, strict=True) if any(c[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    lines = []
-    for line in zip(*columns, strict=True):
-        cells = zip(line, widths, strict=True)
-        lines.append("  ".join(cell.ljust(w) if k < 3 else cell.rjust(w) for k, (cell, w) in enumerate(cells)).rstrip())
-    return "\n".join(lines)
+    return align((titles, *rows), left=3)
 
 
 def _percent(value: float | None) -> str:
@@ -231,7 +244,7 @@ def prune(
     """
     layers = list(layers)
     between = [None] * len(layers) if between is None else list(between)
-    _check(layers, between, inputs, scheme, holdout, samples, targets)
+    _check(layers, between, inputs, scheme, holdout, samples, targets, ignore)
     chosen = [matches(layer.name, targets) and not matches(layer.name, ignore) for layer in layers]
     if not any(chosen):
         raise ValueError(f"no layer fits targets {list(targets)} and not ignore {list(ignore)}: {_names(layers)}")
@@ -338,6 +351,7 @@ def _check(
     holdout: float,
     samples: int | None,
     targets: Sequence[str],
+    ignore: Sequence[str],
 ) -> None:
     if not layers or not all(isinstance(layer, Layer) for layer in layers):
         raise TypeError("layers must be a sequence of nettrim.Layer, at least one")
@@ -354,8 +368,12 @@ def _check(
     left = len(inputs) - round(holdout * len(inputs))
     if samples is not None and not 1 <= samples <= left:
         raise ValueError(f"samples must be between 1 and the {left} that are not held out; got {samples}")
-    if isinstance(targets, str):
-        raise TypeError(f"targets must be a list of patterns; got the string {targets!r}")
+    for what, patterns in (("targets", targets), ("ignore", ignore)):
+        if isinstance(patterns, str):
+            raise TypeError(f"{what} must be a list of patterns; got the string {patterns!r}")
+        for pattern in patterns:
+            if not any(matches(layer.name, [pattern]) for layer in layers):
+                raise ValueError(f"{what} has the pattern {pattern!r}, which fits no layer: {_names(layers)}")
 
 
 def _names(layers: list[Layer]) -> str:
@@ -387,7 +405,7 @@ def describe(old: Layer, made: PrunedLayer) -> LayerReport:
     """Report of a layer by itself, without its place in a network."""
     return LayerReport(
         name=old.name,
-        kind=f"{'dense' if old.geometry is None else 'convolution'}, {'ReLU' if old.relu else 'linear'}",
+        kind=kind_of(old),
         status=str(made.status),
         weights=old.size,
         kept=made.layer.nnz,

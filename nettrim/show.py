@@ -12,8 +12,18 @@ from typing import Any
 from nettrim.problem import Problem
 from nettrim.report import table
 from nettrim.solution import Certificate, Solution, Status
+from nettrim.units import as_bytes
 
-__all__ = ["Display", "open_console", "print_findings", "print_lines", "print_solution", "print_verdict"]
+__all__ = [
+    "Display",
+    "open_console",
+    "print_findings",
+    "print_lines",
+    "print_pruned",
+    "print_solution",
+    "print_verdict",
+    "print_verified",
+]
 
 #: a ray that forces the objective above this many times a dense solution's proves infeasibility (as the solver's)
 RAY_PROVES = 1e4
@@ -78,6 +88,59 @@ class Display:
         elif not self.quiet and time.monotonic() >= self.line_at:
             self.line_at = time.monotonic() + LINE_EVERY
             print(f"nettrim: {stage}{': ' + state if state else ''}", file=sys.stderr, flush=True)
+
+    def note(self, line: str) -> None:
+        """Print a line that stays, above the bar."""
+        if self.bar is not None:
+            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        elif not self.quiet:
+            print(f"nettrim: {line}", file=sys.stderr, flush=True)
+
+
+def print_pruned(pruned: Any, run: Path, weights: str, sizes: dict[str, int]) -> None:
+    """What `nettrim prune` says of its result."""
+    kept, all_weights = (sum(getattr(r, name) for r in pruned.reports) for name in ("kept", "weights"))
+    lines = [
+        pruned.table(),
+        "",
+        f"kept        {kept:,} of {all_weights:,} weights and biases of these layers ({kept / all_weights:.2%})",
+        "error       of each layer's outputs in the pruned network, relative, on the calibration samples",
+        *(["held out    the same, on samples that were held out"] if pruned.reports[0].holdout is not None else []),
+        f"size        {as_bytes(sizes['dense'])} dense, {as_bytes(sizes['csr'])} CSR, {as_bytes(sizes['bitmask'])}"
+        " as a bit mask with values",
+        f"written to  {run / weights}, and the report beside it as .json",
+        f"next        nettrim verify {run}, nettrim report {run}",
+    ]
+    if pruned.folded:
+        lines.insert(3, f"folded      {len(pruned.folded)} batch norms into the layers before them")
+    print_lines(open_console(), lines)
+
+
+def print_verified(rows: Sequence[Any], settings: dict[str, Any]) -> None:
+    """What `nettrim verify` found of a network."""
+    gaps = any(row.gap is not None for row in rows)
+    cells = [
+        {
+            "layer": row.name,
+            "kept": f"{row.kept:,} of {row.weights:,}",
+            "error": f"{row.discrepancy:.3%}",
+            "violation": f"{row.violation:.1e}",
+            "claimed": f"{row.claimed:.1e}",
+            **({"gap": f"{row.gap:.1e}"} if gaps else {}),
+            "holds": "yes" if row.holds else "NO",
+        }
+        for row in rows
+    ]
+    console = open_console()
+    console.print(table(cells))
+    feas_tol, gap_tol = settings.get("feas_tol", 1e-4), settings.get("gap_tol", 1e-3)
+    asked = f"violation {feas_tol:g}" + (f", gap {gap_tol:g}" if gaps else "")
+    lines = [
+        f"tolerances: {asked}; error is that of a layer's outputs on Omega, relative, from the inputs of its scheme"
+    ]
+    if not gaps:
+        lines.append("with --bound every layer is solved again, which proves how far its l1 norm is from the smallest")
+    print_lines(console, lines)
 
 
 def open_console() -> Any:

@@ -19,7 +19,7 @@ def speeds(monkeypatch):
     """Set both speeds; the CPU does 100 GFLOP/s."""
 
     def set_to(flops, bytes_=1e10):
-        monkeypatch.setattr(device, "_host_speed", lambda dtype, threads: Speed(1e11))
+        monkeypatch.setattr(device, "host_speed", lambda dtype, threads: Speed(1e11))
         monkeypatch.setattr(device, "_device_speed", lambda dtype: Speed(flops, bytes_))
 
     return set_to
@@ -86,14 +86,14 @@ def test_the_solver_asks(monkeypatch, cupy):
 def test_speeds_are_measured(cupy, monkeypatch):
     monkeypatch.setattr(device, "PRODUCT", (64, 64, 64))
     monkeypatch.setattr(device, "COPY", 1 << 16)
-    for measured in (device._host_speed, device._device_speed):
+    for measured in (device.host_speed, device._device_speed):
         measured.cache_clear()
     try:
-        here, there = device._host_speed(np.dtype(np.float32), 1), device._device_speed(np.dtype(np.float32))
+        here, there = device.host_speed(np.dtype(np.float32), 1), device._device_speed(np.dtype(np.float32))
         assert 1e6 < here.flops < 1e14 and 1e5 < there.flops < 1e16 and 1e5 < there.bytes < 1e13
-        assert device._host_speed(np.dtype(np.float32), 1) is here
+        assert device.host_speed(np.dtype(np.float32), 1) is here
     finally:
-        for measured in (device._host_speed, device._device_speed):
+        for measured in (device.host_speed, device._device_speed):
             measured.cache_clear()
 
 

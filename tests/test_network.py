@@ -287,7 +287,9 @@ def test_progress_and_report(rng, capsys):
         ({"holdout": 1.0}, ValueError, "holdout must be in"),
         ({"samples": 10**6}, ValueError, "samples must be between"),
         ({"between": [None]}, ValueError, "between must have one entry"),
-        ({"targets": ["nothing"]}, ValueError, "no layer fits"),
+        ({"targets": ["nothing"]}, ValueError, "targets has the pattern 'nothing'"),
+        ({"ignore": ["nothing"]}, ValueError, "ignore has the pattern 'nothing'"),
+        ({"ignore": ["*"]}, ValueError, "no layer fits"),
         ({"targets": "fc0"}, TypeError, "targets must be a list"),
         ({"scheme": "cascade", "gamma": 0.5}, ValueError, "gamma must be at least 1"),
         ({"epsilon": 5}, ValueError, "epsilon must be between 0 and 1"),
@@ -314,3 +316,15 @@ def test_names_must_differ(rng):
     layer = dense_layers(rng, (4, 4, 4))[0]
     with pytest.raises(ValueError, match="different names"):
         network.prune([layer, layer], rng.standard_normal((50, 4)))
+
+
+def test_a_pruned_network_is_saved(tmp_path):
+    rng = np.random.default_rng(0)
+    pruned = nt.prune(dense_layers(rng, [6, 8, 3]), rng.standard_normal((100, 6)), 0.2)
+    pruned.save(tmp_path / "net.npz")
+    with np.load(tmp_path / "net.npz", allow_pickle=False) as kept:
+        for layer in pruned.layers:
+            np.testing.assert_array_equal(kept[f"{layer.name}.weight"], layer.weight)
+            np.testing.assert_array_equal(kept[f"{layer.name}.bias"], layer.bias)
+        report = json.loads(str(kept["report"]))
+    assert report["kept"] == pruned.kept and [row["status"] for row in report["layers"]] == ["solved", "solved"]

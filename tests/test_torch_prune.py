@@ -269,10 +269,10 @@ def test_the_report_is_plain(capsys):
 def test_batches_are_cut_and_split():
     batches = [torch.arange(4), (torch.arange(4, 8), torch.zeros(4)), {"x": torch.arange(8, 12), "flag": True}]
     kept = capture.batches_of(iter(batches), 10)
-    assert [capture._length(b) for b in kept] == [4, 4, 2]
+    assert [capture.length(b) for b in kept] == [4, 4, 2]
     assert kept[2]["flag"] is True
     used, back = capture.split(kept, 0.3)
-    assert sum(map(capture._length, used)) == 7 and sum(map(capture._length, back)) == 3
+    assert sum(map(capture.length, used)) == 7 and sum(map(capture.length, back)) == 3
     first = torch.cat([capture._tensors(b)[0] for b in (*used, *back)])
     assert first.tolist() == list(range(10))
     assert capture.split(kept, 0.0) == (kept, [])

@@ -2,6 +2,7 @@
 
 from nettrim.torch.capture import arguments_of
 from nettrim.torch.finetune import finetune, keep_zeros
+from nettrim.torch.planning import plan
 from nettrim.torch.pruning import PrunedModel, prune
 from nettrim.torch.store import latency, load, sizes
 from nettrim.torch.verify import Verified, verify
@@ -14,6 +15,7 @@ __all__ = [
     "keep_zeros",
     "latency",
     "load",
+    "plan",
     "prune",
     "sizes",
     "verify",

@@ -14,7 +14,7 @@ from torch import nn
 
 from nettrim.torch.watch import undisturbed
 
-__all__ = ["Store", "arguments_of", "batches_of", "digest", "evaluating", "observe", "raw", "split"]
+__all__ = ["Store", "arguments_of", "batches_of", "digest", "evaluating", "head", "length", "observe", "raw", "split"]
 
 #: arguments of a batch for the model: positional ones and keywords
 Arguments = Callable[[Any], tuple[tuple, dict]]
@@ -26,13 +26,18 @@ def arguments_of(batch: Any) -> tuple[tuple, dict]:
     Raises
     ------
     TypeError
-        It is something else, or an empty sequence.
+        It is something else, an empty sequence, or begins with what looks like labels.
     """
     if isinstance(batch, torch.Tensor):
         return (batch,), {}
     if isinstance(batch, Mapping):
         return (), dict(batch)
     if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], torch.Tensor):
+        if batch[0].ndim <= 1 and len(batch) > 1 and isinstance(batch[1], torch.Tensor) and batch[1].ndim > 1:
+            raise TypeError(
+                f"the first tensor of a batch, of shape {tuple(batch[0].shape)}, looks like labels: pass arguments=, "
+                "which makes (args, kwargs) of a batch, such as lambda batch: ((batch[1],), {})"
+            )
         return (batch[0],), {}
     raise TypeError(
         f"a batch must be a tensor, a tuple that begins with one, or a mapping; got {type(batch).__name__}: "
@@ -61,7 +66,7 @@ def batches_of(loader: Iterable[Any], samples: int | None = None) -> list[Any]:
     kept: list[Any] = []
     count = 0
     for batch in loader:
-        size = _length(batch)
+        size = length(batch)
         if samples is not None and count + size > samples:
             batch, size = _cut(batch, 0, samples - count), samples - count
         kept.append(batch)
@@ -77,20 +82,31 @@ def split(batches: list[Any], holdout: float) -> tuple[list[Any], list[Any]]:
     """Batches to calibrate on, and the last ones, held back: at least that fraction of the samples, unless it is 0."""
     if holdout == 0:
         return batches, []
-    left = round(holdout * sum(map(_length, batches)))
+    left = round(holdout * sum(map(length, batches)))
     used = list(batches)
     back: list[Any] = []
     while left > 0:
         last = used.pop()
-        size = _length(last)
+        size = length(last)
         if size > left:
             used.append(_cut(last, 0, size - left))
             last = _cut(last, size - left, size)
         back.insert(0, last)
-        left -= _length(last)
+        left -= length(last)
     if not used:
         raise ValueError(f"holdout {holdout} leaves no samples to calibrate on")
     return used, back
+
+
+def head(batches: list[Any], samples: int) -> list[Any]:
+    """The first samples of batches."""
+    kept, left = [], samples
+    for batch in batches:
+        if left <= 0:
+            break
+        kept.append(_cut(batch, 0, left) if length(batch) > left else batch)
+        left -= length(batch)
+    return kept
 
 
 def _tensors(batch: Any) -> list[torch.Tensor]:
@@ -100,7 +116,8 @@ def _tensors(batch: Any) -> list[torch.Tensor]:
     return [part for part in parts if isinstance(part, torch.Tensor) and part.ndim > 0]
 
 
-def _length(batch: Any) -> int:
+def length(batch: Any) -> int:
+    """Samples of a batch: the length of its first tensor."""
     found = _tensors(batch)
     if not found:
         raise TypeError(f"a batch of type {type(batch).__name__} holds no tensor with a batch dimension")
@@ -109,10 +126,10 @@ def _length(batch: Any) -> int:
 
 def _cut(batch: Any, start: int, stop: int) -> Any:
     """Samples start..stop of a batch."""
-    length = _length(batch)
+    whole_length = length(batch)
 
     def part(value: Any) -> Any:
-        whole = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == length
+        whole = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == whole_length
         return value[start:stop] if whole else value
 
     if isinstance(batch, torch.Tensor):

@@ -75,7 +75,7 @@ def find_targets(
     TypeError
         `example` is not a tuple, or patterns are a string.
     ValueError
-        A pattern that fits no layer; a layer that was asked for and does not run, or that cannot be pruned: a kind or
+        A pattern that fits nothing; a layer that was asked for and does not run, or that cannot be pruned: a kind or
         padding that is not supported, weights that are not plain parameters of its own. A model with uninitialised
         parameters.
     """
@@ -88,6 +88,9 @@ def find_targets(
     for pattern in targets:
         if not any(fits(known, [pattern]) for known in candidates.values()):
             raise ValueError(f"targets has the pattern {pattern!r}, which fits no layer; there are: {listed}")
+    for pattern in ignore:
+        if not any(fits(known, [pattern]) for known in names.values()):
+            raise ValueError(f"ignore has the pattern {pattern!r}, which fits no module; the layers are: {listed}")
     chosen = [m for m, known in candidates.items() if fits(known, targets) and not fits(known, ignore)]
     if not chosen:
         raise ValueError(f"targets {list(targets)} without ignore {list(ignore)} leave no layer of: {listed}")

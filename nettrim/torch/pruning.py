@@ -24,11 +24,11 @@ from nettrim.settings import Settings
 from nettrim.torch.capture import Arguments, arguments_of, batches_of, digest, evaluating, observe, raw, split
 from nettrim.torch.fold import fold_batch_norm
 from nettrim.torch.graph import Target, find_targets, layer_of
+from nettrim.torch.planning import plan_of
 from nettrim.torch.programs import Programs
+from nettrim.units import to_bytes
 
 __all__ = ["PrunedModel", "prune"]
-
-_UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "B": 1.0}
 
 
 @dataclass
@@ -150,7 +150,7 @@ def prune(
     progress : callable, optional
         Called with the `LayerReport` of each layer; its errors are those of the layer alone.
     **settings
-        Those of `Settings`.
+        Those of `Settings`. With ``verbose=True`` the plan is printed first (see `plan`), then each solver's progress.
 
     Returns
     -------
@@ -167,13 +167,15 @@ def prune(
     # what changes no weights is not part of what makes a run
     counting = {name: value for name, value in settings.items() if name not in ("callback", "verbose", "n_threads")}
     _check(model, scheme, holdout, targets)
-    budget = _bytes(memory)
+    budget = to_bytes(memory)
     calibration, held_out = split(batches_of(loader, samples), holdout)
     original = copy.deepcopy(model)
     args, kwargs = arguments(calibration[0])
     folded = fold_batch_norm(original, args, kwargs) if fold else []
     found = find_targets(original, args, kwargs, targets, ignore)
     pruned = copy.deepcopy(original)
+    if settings.get("verbose"):
+        print(plan_of(original, found, calibration, held_out, arguments, budget, settings.get("n_threads")).table())
     programs = Programs(original, pruned, calibration, arguments, penalise_bias, budget)
     run = _Run(programs, directory, settings)
     options = {"epsilon": epsilon, "scheme": scheme, "gamma": gamma, "holdout": holdout, "samples": samples}
@@ -297,20 +299,6 @@ def _check(model: Any, scheme: str, holdout: float, targets: Any) -> None:
         raise ValueError(f"holdout must be in [0, 1); got {holdout}")
     if isinstance(targets, str):
         raise TypeError(f"targets must be a list of patterns; got the string {targets!r}")
-
-
-def _bytes(memory: str | float) -> float:
-    """Bytes of "4GB" or of a number."""
-    if isinstance(memory, (int, float)) and not isinstance(memory, bool) and memory >= 0:
-        return float(memory)
-    text = str(memory).strip().upper()
-    for unit, factor in _UNITS.items():
-        if text.endswith(unit):
-            try:
-                return float(text[: -len(unit)]) * factor
-            except ValueError:
-                break
-    raise ValueError(f'memory must be bytes, or like "4GB"; got {memory!r}')
 
 
 def _plain(value: Any) -> Any:

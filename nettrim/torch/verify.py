@@ -120,7 +120,8 @@ def verify(
     pruned = copy.deepcopy(original)
     programs = Programs(original, pruned, batches, arguments, settings["penalise_bias"], memory)
     own = {"gap_tol", "feas_tol", "method", "backend", "max_iterations", "time_limit", "n_threads"}
-    solving = {name: value for name, value in settings.items() if name in own}
+    # JSON has no infinity: no limit is None there
+    solving = {name: value for name, value in settings.items() if name in own and value is not None}
     gap_tol, feas_tol = settings.get("gap_tol", 1e-3), settings.get("feas_tol", 1e-4)
     rows = []
     for k, target in enumerate(found):

@@ -1,0 +1,60 @@
+"""What the commands share: the application, exit codes, options, and errors as lines for the user."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from nettrim.files import Refused
+
+__all__ = ["CERTIFIED", "INFEASIBLE", "NOT_CONVERGED", "USAGE", "FeasTol", "GapTol", "Json", "app", "complain", "door"]
+
+CERTIFIED, USAGE, NOT_CONVERGED, INFEASIBLE = 0, 1, 2, 3
+
+app = typer.Typer(
+    add_completion=False,
+    help="Prune trained neural networks layer by layer by convex optimisation, with a certificate.",
+    epilog="Exit codes: 0 certified, 1 bad usage or input, 2 not converged or not verified, 3 infeasible.",
+)
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on the standard output and nothing else.")]
+GapTol = Annotated[float, typer.Option(help="Relative duality gap at which a layer counts as solved.")]
+FeasTol = Annotated[float, typer.Option(help="Relative violation of the constraints that is tolerated.")]
+
+
+def complain(message: str) -> int:
+    """Print a line on the standard error; the exit code of bad usage."""
+    print(f"nettrim: {' '.join(message.split())}", file=sys.stderr)
+    return USAGE
+
+
+#: options that are called otherwise in the library
+OPTION_NAMES = {"n_threads": "--threads"} | {
+    name: "--" + name.replace("_", "-")
+    for name in (
+        *("epsilon", "epsilon_abs", "gap_tol", "feas_tol", "max_iterations", "time_limit", "method", "backend"),
+        *("device_memory", "targets", "ignore", "scheme", "gamma", "samples", "holdout", "memory", "layout"),
+    )
+}
+
+
+@contextmanager
+def door(about: str = "") -> Iterator[None]:
+    """Turn what the library refuses, or warns of, at its door into a line for the user."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield
+        except (ValueError, TypeError) as error:
+            name, space, rest = str(error).partition(" ")
+            raise Refused(f"{about}{OPTION_NAMES.get(name, name)}{space}{rest}") from error
+        finally:
+            for warning in caught:
+                text = str(warning.message).replace('pass omega="linear"', "use --linear")
+                complain(f"warning: {text}")

@@ -1,0 +1,271 @@
+"""``nettrim prune`` and ``nettrim report``: whole networks, each run in a folder of its own."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nettrim import show
+from nettrim.cli.common import CERTIFIED, NOT_CONVERGED, FeasTol, GapTol, Json, app, complain, door
+from nettrim.cli.job import FILE, Job, arguments
+from nettrim.files import Refused
+from nettrim.report import to_json, write_atomically
+
+__all__ = ["WEIGHTS", "verify_run"]
+
+#: the pruned model in the folder of a run; its report is beside it, with the suffix .json
+WEIGHTS = "pruned.safetensors"
+
+
+@app.command("prune")
+def _prune(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="package.module:function or file.py:function; the function returns the model (a module will do too).",
+        ),
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(help="Calibration samples: an .npz file with X, samples first, or an .npy file."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="RUN", help="Folder of the run; a stopped one goes on.", show_default=False
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Safetensors file with the model's state.", show_default="the function's own")
+    ] = None,
+    inputs: Annotated[
+        str | None,
+        typer.Option(
+            help="Arrays of the .npz file for the model's arguments, as x,mask.", show_default="X, or the only one"
+        ),
+    ] = None,
+    epsilon: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Error of each layer relative to its outputs; or PATTERN=NUMBER, several times.", show_default="0.05"
+        ),
+    ] = None,
+    scheme: Annotated[str, typer.Option(help="parallel or cascade.")] = "parallel",
+    gamma: Annotated[
+        list[str] | None,
+        typer.Option(help="Slackness of the cascade's further layers, as for --epsilon.", show_default="1.1"),
+    ] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(help="Layers to prune: patterns such as 'encoder.*', or 're:...'.", show_default="all"),
+    ] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Layers to leave as they are.", show_default="none")] = None,
+    samples: Annotated[int | None, typer.Option(help="Use so many of the samples.", show_default="all")] = None,
+    holdout: Annotated[float, typer.Option(help="Part of them that is held back to measure errors on.")] = 0.1,
+    batch_size: Annotated[int, typer.Option(help="Samples that the model runs on at once.")] = 256,
+    fold: Annotated[bool, typer.Option(help="Fold batch norms into the layers before them first.")] = True,
+    penalise_bias: Annotated[bool, typer.Option(help="Whether biases count in the l1 norm.")] = True,
+    memory: Annotated[str, typer.Option(help="What a layer's inputs may take in memory.")] = "4GB",
+    layout: Annotated[str, typer.Option(help="dense or csr, of the file with the pruned weights.")] = "dense",
+    gap_tol: GapTol = 1e-3,
+    feas_tol: FeasTol = 1e-3,
+    time_limit: Annotated[float, typer.Option(help="Limit on the seconds of a layer.", show_default="none")] = math.inf,
+    threads: Annotated[int | None, typer.Option(help="Threads to use.", show_default="all cores")] = None,
+    method: Annotated[str, typer.Option(help="auto, working_set or admm.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, numba, numpy or cupy.")] = "auto",
+    plan_only: Annotated[bool, typer.Option("--plan", help="Only show what each layer will take, and stop.")] = False,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> int:
+    """Prune the Linear and convolution layers of a PyTorch model, with a certificate for each.
+
+    The folder RUN receives every layer when it is finished, and at the end pruned.safetensors with its report. After
+    Ctrl-C, or a crash, the same command goes on with the first unfinished layer.
+    """
+    if batch_size < 1:
+        raise Refused(f"--batch-size must be at least 1; got {batch_size}")
+    if layout not in ("dense", "csr"):
+        raise Refused(f"--layout must be dense or csr; got {layout!r}")
+    if output is None and not plan_only:
+        raise Refused("give --output, the folder of the run (or --plan, which only shows what it will take)")
+    if output is not None and output.exists() and not output.is_dir():
+        raise Refused(f"--output {output} is not a folder")
+    numbers: dict[str, Any] = {
+        "epsilon": _numbers("--epsilon", epsilon or ["0.05"]),
+        "gamma": _numbers("--gamma", gamma or ["1.1"]),
+    }
+    job = Job(
+        model,
+        str(Path.cwd()),
+        None if weights is None else str(weights.resolve()),
+        str(data.resolve()),
+        tuple(name.strip() for name in inputs.split(",")) if inputs else (),
+        batch_size,
+    )
+    net = job.build()
+    batches = job.batches(net)
+    import nettrim.torch as ntt
+
+    which: dict[str, Any] = {
+        **{"targets": targets or ["*"], "ignore": ignore or [], "arguments": arguments, "samples": samples},
+        **{"holdout": holdout, "fold": fold, "memory": memory},
+    }
+    with door():
+        plan = ntt.plan(net, batches, **which, n_threads=threads)
+    if plan_only:
+        print(to_json(plan) if as_json else plan.table())
+        return CERTIFIED
+    if not quiet:
+        print(plan.table(), file=sys.stderr)
+    output.mkdir(parents=True, exist_ok=True)
+    if not (output / FILE).exists():
+        job.write(output)
+    try:
+        with door(), show.Display(gap_tol, quiet) as display:
+            follow = _Follower(display, [layer.name for layer in plan.layers])
+            pruned = ntt.prune(
+                net,
+                batches,
+                **which,
+                **numbers,
+                scheme=scheme,
+                penalise_bias=penalise_bias,
+                directory=output,
+                progress=follow.finished,
+                gap_tol=gap_tol,
+                feas_tol=feas_tol,
+                time_limit=time_limit,
+                n_threads=threads,
+                method=method,
+                backend=backend,
+                callback=follow.checked,
+            )
+    except KeyboardInterrupt:
+        complain(f"interrupted; {follow.count} of {len(plan.layers)} layers are finished, the same command goes on")
+        return NOT_CONVERGED
+    except (ImportError, RuntimeError) as error:
+        raise Refused(str(error)) from error
+    # it may be that of another command, which did not come to its first layer
+    job.write(output)
+    pruned.save(output / WEIGHTS, layout)
+    sizes = ntt.sizes(pruned.model, [report.name for report in pruned.reports])["total"]
+    short = [report.name for report in pruned.reports if report.status != "solved"]
+    if as_json:
+        about = {"run": output, "weights": output / WEIGHTS, "layout": layout, "bytes": sizes}
+        print(to_json({**about, **pruned.to_dict()}))
+    elif not quiet:
+        show.print_pruned(pruned, output, WEIGHTS, sizes)
+    if short:
+        complain(f"not certified within the tolerances: {', '.join(short)}")
+    return NOT_CONVERGED if short else CERTIFIED
+
+
+@app.command("report")
+def _report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs of one model.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="PAGE.html", show_default="report.html in the first folder"),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Draw a page of one run, or of several at other settings: kept and error per layer, weights, trade-off.
+
+    The page is one file that needs nothing else. The error of magnitude pruning, drawn for comparison, is measured on
+    samples that were held out from the first run.
+    """
+    target = output or runs[0] / "report.html"
+    job = Job.read(runs[0])
+    for run in runs:
+        Job.read(run)
+        _finished(run)
+    net = job.build()
+    batches = job.batches(net)
+    from nettrim import page
+    from nettrim.torch.comparison import compare
+
+    with door():
+        found = compare(net, batches, [run / WEIGHTS for run in runs], arguments)
+    try:
+        text = page.render(job.model, [run.name or str(run.resolve().name) for run in runs], found)
+    except ImportError as error:
+        raise Refused(str(error)) from error
+    with write_atomically(target) as file:
+        file.write(text.encode())
+    if as_json:
+        print(to_json({"page": target, "bytes": target.stat().st_size, "runs": runs}))
+    else:
+        print(f"{target}  ({target.stat().st_size / 1e3:.0f} kB)")
+    return CERTIFIED
+
+
+def verify_run(run: Path, bound: bool, as_json: bool) -> int:
+    """`nettrim verify RUN`: recompute what a run promises from its weights, the model and the samples."""
+    job = Job.read(run)
+    _finished(run)
+    net = job.build()
+    batches = job.batches(net)
+    import nettrim.torch as ntt
+
+    with door():
+        rows = ntt.verify(run / WEIGHTS, batches, net, arguments=arguments, bound=bound)
+        _, about = ntt.load(run / WEIGHTS)
+    failed = [row.name for row in rows if not row.holds]
+    if as_json:
+        print(to_json({"holds": not failed, "run": run, "layers": [vars(row) for row in rows]}))
+    else:
+        show.print_verified(rows, about["settings"])
+    if failed:
+        complain(f"does not hold: {', '.join(failed)}")
+    return NOT_CONVERGED if failed else CERTIFIED
+
+
+def _finished(run: Path) -> None:
+    if not (run / WEIGHTS).exists():
+        raise Refused(f"{run} is not finished: it has no {WEIGHTS}; the same nettrim prune command goes on with it")
+
+
+class _Follower:
+    """Tells the display which layer is worked on."""
+
+    def __init__(self, display: show.Display, names: list[str]):
+        self.display, self.names, self.count = display, names, 0
+        self.display(self._stage(), None)
+
+    def _stage(self) -> str:
+        if self.count == len(self.names):
+            return "measuring errors"
+        return f"layer {self.count + 1} of {len(self.names)}, {self.names[self.count]}"
+
+    def checked(self, check: dict[str, Any]) -> None:
+        """Callback of the solver."""
+        self.display(self._stage(), check)
+
+    def finished(self, report: Any) -> None:
+        """Progress of `prune`."""
+        self.display.note(
+            f"{self._stage()}: {report.status.replace('_', ' ')}, kept {report.density:.1%}, {report.seconds:.1f} s"
+        )
+        self.count += 1
+        self.display(self._stage(), None)
+
+
+def _numbers(option: str, texts: list[str]) -> float | dict[str, float]:
+    """A number, or patterns with numbers."""
+    found: dict[str, float] = {}
+    for text in texts:
+        pattern, _, number = text.rpartition("=")
+        try:
+            found[pattern] = float(number)
+        except ValueError as error:
+            raise Refused(f"{option} must be a number, or PATTERN=NUMBER; got {text!r}") from error
+    if "" in found:
+        if len(texts) > 1:
+            raise Refused(f"{option} is either one number, or PATTERN=NUMBER several times; got {', '.join(texts)}")
+        return found[""]
+    return found

@@ -1,0 +1,1 @@
+"""Experiments: a frozen configuration, calls of the library, records; tables and plots apart from the computation."""

@@ -1,0 +1,251 @@
+"""Real networks, pruned by plain l1: what is kept and what it costs, before and after training what is left.
+
+Four kinds of networks, each trained here from several seeds: the fully connected network of Aghasi et al. (2020) with
+dropout, LeNet-5, a CIFAR ResNet-18 of width 16 (batch norms, sums), and a small transformer encoder with ReLU and with
+GELU on the rows of digits. Every layer is pruned with the same epsilon. Calibration samples are training samples;
+accuracies are those of the test samples, which nothing is chosen by.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import nettrim.torch as ntt
+from nettrim.studies import data, models, training
+from nettrim.studies.records import Records, interval
+
+__all__ = ["KEY", "PRESETS", "Case", "Config", "run", "table"]
+
+#: what tells records apart
+KEY = ("case", "seed", "scheme", "epsilon")
+
+_BUILDERS: dict[str, Callable[[], nn.Module]] = {
+    "fc": models.fully_connected,
+    "lenet5": models.lenet5,
+    "resnet18, width 16": lambda: models.resnet18(16),
+    "encoder, ReLU": lambda: models.Encoder("relu"),
+    "encoder, GELU": lambda: models.Encoder("gelu"),
+    "encoder, small": lambda: models.Encoder("gelu", width=16, heads=2, hidden=32, layers=1),
+    "resnet18, width 2": lambda: models.resnet18(2),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and what is done with it.
+
+    Attributes
+    ----------
+    name : str
+        One of the builders'.
+    data : str
+        See `nettrim.studies.data.load`.
+    epochs : int
+        Of training.
+    calibration : int
+        Training samples that the layers are pruned on, a tenth of them held out.
+    runs : tuple of (str, float, int)
+        Scheme, epsilon, and epochs of fine-tuning, 0 for none.
+    rate, weight_decay : float
+        Of training; the rate at its beginning.
+    augment : bool
+        Whether images are mirrored and shifted.
+    tuning_rate : float
+        Of fine-tuning, at its beginning.
+    """
+
+    name: str
+    data: str
+    epochs: int
+    calibration: int
+    runs: tuple[tuple[str, float, int], ...]
+    rate: float = 1e-3
+    weight_decay: float = 0.0
+    augment: bool = False
+    tuning_rate: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Config:
+    """Cases and seeds."""
+
+    cases: tuple[Case, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+_CPU = (
+    Case(
+        *("fc", "mnist", 20, 10000),
+        (("parallel", 0.05, 0), ("parallel", 0.2, 10), ("parallel", 0.4, 10), ("parallel", 0.6, 10)),
+    ),
+    Case(
+        *("lenet5", "mnist", 10, 2000),
+        (("parallel", 0.05, 0), ("parallel", 0.2, 10), ("parallel", 0.4, 10), ("parallel", 0.6, 10)),
+    ),
+    Case(
+        *("encoder, ReLU", "digit_rows", 5, 1000),
+        (("parallel", 0.05, 0), ("parallel", 0.2, 2)),
+    ),
+    Case(
+        *("encoder, GELU", "digit_rows", 5, 1000),
+        (("parallel", 0.05, 0), ("parallel", 0.2, 2)),
+    ),
+    Case(
+        *("resnet18, width 16", "cifar10", 6, 500),
+        (("parallel", 0.05, 0), ("parallel", 0.2, 2)),
+        rate=3e-3,
+        weight_decay=1e-2,
+        augment=True,
+    ),
+)
+_SMOKE = (
+    Case("fc", "synthetic_images", 2, 200, (("cascade", 0.2, 1),)),
+    Case("lenet5", "synthetic_images", 1, 40, (("parallel", 0.2, 0),)),
+    Case("encoder, small", "synthetic_rows", 1, 60, (("parallel", 0.1, 1),)),
+    Case("resnet18, width 2", "synthetic_colours", 1, 20, (("parallel", 0.2, 0),)),
+)
+PRESETS = {"smoke": Config(_SMOKE, (0,)), "cpu": Config(_CPU)}
+
+
+def run(config: Config, records: Records, folder: Path, say: Callable[[str], Any] = print) -> None:
+    """Do what is not in the records yet.
+
+    Parameters
+    ----------
+    config : Config
+    records : Records
+        With the key `KEY`.
+    folder : Path
+        Trained weights are kept in it.
+    say : callable
+        Told what is done.
+    """
+    for case in config.cases:
+        for seed in config.seeds:
+            left = [
+                settings
+                for settings in case.runs
+                if records.find(case=case.name, seed=seed, scheme=settings[0], epsilon=settings[1]) is None
+            ]
+            if left:
+                samples = data.load(case.data, seed)
+                model = _trained(case, samples, seed, folder, say)
+                for scheme, epsilon, epochs in left:
+                    _pruned(case, samples, model, seed, scheme, epsilon, epochs, records, say)
+
+
+def _trained(case: Case, samples: data.DataSet, seed: int, folder: Path, say: Callable[[str], Any]) -> nn.Module:
+    """The trained network, from the folder if it is there."""
+    from safetensors.torch import load_file, save_file
+
+    torch.manual_seed(seed)
+    model = _BUILDERS[case.name]()
+    path = folder / f"{case.name}, seed {seed}.safetensors"
+    if path.exists():
+        model.load_state_dict(load_file(path))
+        return model.eval()
+    batches = training.Batches(*samples.train, seed=seed, augment=_augment(case))
+    training.train(
+        *(model, batches, case.epochs, case.rate, case.weight_decay),
+        progress=lambda epoch, loss: say(f"{case.name}, seed {seed}: epoch {epoch} of {case.epochs}, loss {loss:.4f}"),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(model.state_dict(), path)
+    return model
+
+
+def _pruned(
+    case: Case,
+    samples: data.DataSet,
+    model: nn.Module,
+    seed: int,
+    scheme: str,
+    epsilon: float,
+    epochs: int,
+    records: Records,
+    say: Callable[[str], Any],
+) -> None:
+    """Prune, train what is left, and record both."""
+    about = f"{case.name}, seed {seed}, {scheme}, epsilon {epsilon}"
+    chosen = np.random.default_rng(seed).permutation(len(samples.train[0]))[: case.calibration]
+    loader = list(torch.from_numpy(samples.train[0][chosen]).split(200))
+    began = time.perf_counter()
+    pruned = ntt.prune(model, loader, epsilon, scheme, feas_tol=1e-3)
+    row: dict[str, Any] = {
+        **{"case": case.name, "seed": seed, "scheme": scheme, "epsilon": epsilon},
+        "seconds": time.perf_counter() - began,
+        "calibration": case.calibration,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "weights": sum(r.weights for r in pruned.reports),
+        "kept": pruned.kept,
+        "dense": _accuracies(model, samples),
+        "pruned": _accuracies(pruned.model, samples),
+        "layers": pruned.to_dict()["layers"],
+    }
+    say(f"{about}: kept {pruned.kept:.2%}, {row['dense']['test']:.2%} -> {row['pruned']['test']:.2%}")
+    if epochs:
+        torch.manual_seed(seed)
+        optimizer = torch.optim.Adam(pruned.model.parameters(), case.tuning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+        ntt.finetune(
+            pruned.model,
+            training.Batches(*samples.train, seed=seed, augment=_augment(case)),
+            nn.functional.cross_entropy,
+            optimizer,
+            epochs,
+            progress=lambda epoch, loss: schedule.step(),
+            names=[f"{report.name}.*" for report in pruned.reports],
+        )
+        row |= {"epochs": epochs, "tuned": _accuracies(pruned.model, samples)}
+        say(f"{about}: {row['tuned']['test']:.2%} after {epochs} epochs on what is left")
+    records.add(**row)
+
+
+def _accuracies(model: nn.Module, samples: data.DataSet) -> dict[str, float]:
+    parts = {"validation": samples.validation, "test": samples.test}
+    return {name: training.accuracy(model, *part) for name, part in parts.items()}
+
+
+def _augment(case: Case) -> training.Augment | None:
+    return training.flipped_and_shifted if case.augment else None
+
+
+def table(records: Records) -> list[dict[str, str]]:
+    """A row for each case, scheme and epsilon: means over the seeds, with 95 % intervals (Student's t)."""
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in records.rows:
+        groups.setdefault((row["case"], row["scheme"], row["epsilon"]), []).append(row)
+    rows = []
+    for (case, scheme, epsilon), found in groups.items():
+        rows.append(
+            {
+                "network": case,
+                "scheme": scheme,
+                "epsilon": f"{epsilon:g}",
+                "seeds": str(len(found)),
+                "kept": _percent([row["kept"] for row in found]),
+                "dense": _percent([row["dense"]["test"] for row in found]),
+                "pruned": _percent([row["pruned"]["test"] for row in found]),
+                "fine-tuned": _percent([row["tuned"]["test"] for row in found if "tuned" in row]),
+                "tuned - dense": _percent(
+                    [row["tuned"]["test"] - row["dense"]["test"] for row in found if "tuned" in row]
+                ),
+                "seconds": f"{np.mean([row['seconds'] for row in found]):.0f}",
+            }
+        )
+    return rows
+
+
+def _percent(values: list[float]) -> str:
+    if not values:
+        return ""
+    mean, half = interval(values)
+    return f"{100 * mean:.2f}" + (f" ± {100 * half:.2f}" if len(values) > 1 else "")
