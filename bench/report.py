@@ -206,17 +206,47 @@ def network(record: dict | None) -> list[str]:
     if not record:
         return []
     out = [
-        "| scheme | epsilon | kept | accuracy | kept by layer | error of the outputs | held out | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| scheme | epsilon | rounds | kept | accuracy | kept by layer | error of the outputs | held out | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in record["runs"]:
         last = r["layers"][-1]
         by_layer = ", ".join(f"{layer['density']:.0%}" for layer in r["layers"])
         out.append(
-            f"| {r['scheme']} | {r['epsilon']:g} | {r['kept']:.1%} | {r['accuracy']:.2%} | {by_layer} "
-            f"| {last['error']:.1%} | {last['holdout']:.1%} | {r['seconds']:.0f} |"
+            f"| {r['scheme']} | {r['epsilon']:g} | {r.get('rounds', 1)} | {r['kept']:.1%} | {r['accuracy']:.2%} "
+            f"| {by_layer} | {last['error']:.1%} | {last['holdout']:.1%} | {r['seconds']:.0f} |"
         )
     return [*out, "", f"Unpruned: {record['accuracy']:.2%}. {environment(record['environment'])}.", ""]
+
+
+def reweighting(record: dict | None) -> list[str]:
+    """A line for each layer and round."""
+    if not record:
+        return []
+    out = ["| layer | N x P -> M | round | kept | error | held out | seconds |", "|---|---|---|---|---|---|---|"]
+    for layer in record["layers"]:
+        for r in layer["rounds"]:
+            shape = f"{layer['N']} x {record['samples']} -> {layer['M']}"
+            out.append(
+                f"| {layer['layer']} | {shape} | {r['round']} | {r['kept']:.2%} | {r['discrepancy']:.4f} "
+                f"| {r['heldout']:.4f} | {r['seconds']:.2f} |"
+            )
+    return [*out, "", f"epsilon {record['epsilon']:g}. {environment(record['environment'])}.", ""]
+
+
+def study(path: Path) -> list[str]:
+    """The table of `nettrim study networks`, from its committed records."""
+    if not path.exists():
+        return []
+    from nettrim.studies import networks
+    from nettrim.studies.records import Records
+
+    records = Records(path, networks.KEY)
+    rows = networks.table(records)
+    out = [f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
+    out += [f"| {' | '.join(row.values())} |" for row in rows]
+    env = records.rows[-1]["environment"]
+    return [*out, "", f"{env['cores']} cores, torch {env['torch']}, NumPy {env['numpy']}, {env['date'][:10]}.", ""]
 
 
 def main() -> None:
@@ -236,6 +266,10 @@ def main() -> None:
         (generated.parent / "rounds.md").write_text("\n".join(rows))
     if rows := network(read("network")):
         (generated.parent / "network.md").write_text("\n".join(rows))
+    if rows := reweighting(read("reweighting")):
+        (generated.parent / "reweighting.md").write_text("\n".join(rows))
+    if rows := study(ROOT / "bench" / "results" / "networks.cpu.jsonl"):
+        (generated.parent / "networks_study.md").write_text("\n".join(rows))
     readme = ROOT / "README.md"
     if readme.exists():
         body = "\n".join(line for section in sections[:2] for line in section)

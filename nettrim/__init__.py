@@ -14,6 +14,7 @@ from nettrim.layer import Layer
 from nettrim.network import PrunedNetwork, prune
 from nettrim.operators import Gram
 from nettrim.problem import Problem
+from nettrim.reweight import Reweighted, sparsest
 from nettrim.settings import Settings
 from nettrim.solution import Certificate, Solution, Status, certify, verify_ray
 from nettrim.solver import Solver, solve
@@ -26,6 +27,7 @@ __all__ = [
     "Layer",
     "Problem",
     "PrunedNetwork",
+    "Reweighted",
     "Settings",
     "Solution",
     "Solver",
@@ -34,6 +36,7 @@ __all__ = [
     "channel_groups",
     "prune",
     "solve",
+    "sparsest",
     "verify_ray",
 ]
 

@@ -17,7 +17,8 @@ from nettrim.backends import get
 from nettrim.convolution import Convolution
 from nettrim.geometry import Geometry, channel_groups
 from nettrim.problem import Problem, warn
-from nettrim.solution import Certificate, Solution, Status, certify
+from nettrim.reweight import Reweighted, reweight
+from nettrim.solution import Certificate, Status, certify
 from nettrim.solver import Solver
 from nettrim.unfolding import Unfolding
 
@@ -195,7 +196,7 @@ class PrunedLayer:
     ----------
     layer : Layer
         With the new weights.
-    solutions : list of Solution
+    solutions : list of Reweighted
     certificates : list of Certificate
         Of the weights as the layer holds them, which may be rounded.
     radii, sizes : tuple of float
@@ -205,14 +206,14 @@ class PrunedLayer:
     """
 
     layer: Layer
-    solutions: list[Solution]
+    solutions: list[Reweighted]
     certificates: list[Certificate]
     radii: tuple[float, ...]
     sizes: tuple[float, ...]
     samples: int
 
     @classmethod
-    def of(cls, layer: Layer, solved: list[tuple[Problem, Solution, Certificate]]) -> PrunedLayer:
+    def of(cls, layer: Layer, solved: list[tuple[Problem, Reweighted, Certificate]]) -> PrunedLayer:
         """From each group's problem, its solution, and the certificate of the weights that the layer holds."""
         problems, solutions, certificates = (list(column) for column in zip(*solved, strict=True))
         radii, sizes = tuple(p.epsilon for p in problems), tuple(p.y_norm for p in problems)
@@ -232,6 +233,11 @@ class PrunedLayer:
     def violation(self) -> float:
         """The largest of the groups'."""
         return max(c.violation for c in self.certificates)
+
+    @property
+    def round(self) -> int:
+        """The latest of the groups' rounds of reweighting."""
+        return max(s.round for s in self.solutions)
 
     @property
     def flips(self) -> int:
@@ -265,7 +271,7 @@ def kind_of(layer: Layer) -> str:
     return f"{'dense' if layer.geometry is None else 'convolution'}, {'ReLU' if layer.relu else 'linear'}"
 
 
-def _usable(name: str, solution: Solution) -> bool:
+def _usable(name: str, solution: Reweighted) -> bool:
     """Whether a solution's weights may take the place of a layer's own; if not, there is a warning that says why.
 
     Raises
@@ -288,6 +294,7 @@ def prune_layer(
     epsilon: float | None = None,
     *,
     slack: tuple[float, np.ndarray] | None = None,
+    rounds: int = 1,
     penalise_bias: bool = True,
     dtype: Any = None,
     **settings: Any,
@@ -307,6 +314,8 @@ def prune_layer(
         In place of `epsilon`: gamma, and what the layer's own weights make of `inputs` before the ReLU. The radius is
         then gamma times its distance to `outputs` on Omega, and it is the upper bound off Omega (program (3.10) of
         Aghasi et al. 2020), so that the layer's own weights are feasible.
+    rounds : int
+        Of reweighted l1 at most, see `sparsest`; 1 is plain l1.
     penalise_bias : bool
         Whether the bias counts in the l1 norm.
     dtype : {None, numpy.float32, numpy.float64}
@@ -325,7 +334,9 @@ def prune_layer(
     if (epsilon is None) == (slack is None):
         raise ValueError("give one of epsilon and slack")
     number, own = (epsilon, None) if slack is None else slack
-    return solve_groups(layer, group_problems(layer, inputs, outputs, number, own, penalise_bias, dtype), **settings)
+    return solve_groups(
+        layer, group_problems(layer, inputs, outputs, number, own, penalise_bias, dtype), rounds=rounds, **settings
+    )
 
 
 def group_problems(
@@ -373,13 +384,14 @@ def solve_groups(
     layer: Layer,
     problems: Iterable[tuple[slice, Problem]],
     hold: Callable[[np.ndarray, str], np.ndarray] = lambda a, what: a,
+    rounds: int = 1,
     **settings: Any,
 ) -> PrunedLayer:
     """Solve the groups' problems; the layer holds what `hold` makes of "weight" and "bias", and that is certified."""
     solved = []
     weight, bias = layer.weight.copy(), None if layer.bias is None else layer.bias.copy()
     for m, problem in problems:
-        solution = Solver(problem, **settings).solve()
+        solution = reweight(Solver(problem, **settings), rounds)
         if not _usable(layer.name, solution):
             solved.append((problem, solution, certify(problem, layer.weights(m).astype(problem.dtype), None)))
             continue
@@ -390,5 +402,10 @@ def solve_groups(
             bias[m] = hold(W[entries], "bias")
         held = replace(layer, weight=weight, bias=bias).weights(m).astype(problem.dtype)
         same = np.array_equal(held, W)
-        solved.append((problem, solution, solution.certificate if same else certify(problem, held, solution.dual)))
+        solved.append((problem, solution, solution.certificate if same else _certified(problem, solution, held)))
     return PrunedLayer.of(replace(layer, weight=weight, bias=bias), solved)
+
+
+def _certified(problem: Problem, solution: Reweighted, W: np.ndarray) -> Certificate:
+    """Of other weights, by the solution's multipliers and the norm of its round."""
+    return certify(problem.replace(C=solution.C), W, solution.dual)

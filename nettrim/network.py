@@ -16,7 +16,8 @@ Theorems 3.1 and 3.2 are these for a_l = 1, the normalised network: a layer divi
 before it by the product of the factors so far, has the same outputs up to a factor, since a ReLU is homogeneous. Here
 the weights stay as they are and the factors a_l stand in the bound. They hold because the l1 norm of the pruned
 weights is not larger than that of the layer's own, which are feasible, and bounds the spectral norm. A function between
-two layers (pooling, flattening) must not increase distances.
+two layers (pooling, flattening) must not increase distances. Reweighted rounds shrink another norm: the parallel bound
+then has the pruned weights' own a_l, which is known only afterwards.
 """
 
 from __future__ import annotations
@@ -70,9 +71,11 @@ class LayerReport:
     samples : int
         P of the layer's problem.
     seconds : float
+    round : int
+        Of reweighted l1 that the weights are from; the gap is that of its weighted norm, and of the l1 norm if it is 1.
     bound : float or None
-        A-priori bound of the distance of the outputs, pruned from unpruned network, relative to the outputs; None where
-        the layers do not simply follow each other.
+        Bound of the distance of the outputs, pruned from unpruned network, relative to the outputs; None where the
+        layers do not simply follow each other.
     error : float or None
         That distance, measured on the calibration samples.
     holdout : float or None
@@ -91,6 +94,7 @@ class LayerReport:
     flips: int
     samples: int
     seconds: float
+    round: int = 1
     bound: float | None = None
     error: float | None = None
     holdout: float | None = None
@@ -160,10 +164,15 @@ class PrunedNetwork:
 
 def table(reports: Sequence[LayerReport]) -> str:
     """Reports as text, a line a layer; columns that no report fills are left out."""
-    titles = ("layer", "kind", "status", "kept", "epsilon", "gap", "violation", "error", "held out", "bound", "seconds")
+    titles = (
+        *("layer", "kind", "status", "kept", "round", "epsilon", "gap", "violation"),
+        *("error", "held out", "bound", "seconds"),
+    )
+    reweighted = any(r.round > 1 for r in reports)
     rows = [
         (
-            *(r.name, r.kind, r.status, f"{r.density:.2%}", f"{r.epsilon:.2%}", f"{r.gap:.1e}", f"{r.violation:.1e}"),
+            *(r.name, r.kind, r.status, f"{r.density:.2%}", str(r.round) if reweighted else ""),
+            *(f"{r.epsilon:.2%}", f"{r.gap:.1e}", f"{r.violation:.1e}"),
             *(_percent(r.error), _percent(r.holdout), _percent(r.bound), f"{r.seconds:.1f}"),
         )
         for r in reports
@@ -186,6 +195,7 @@ def prune(
     between: Sequence[Callable[[np.ndarray], np.ndarray] | None] | None = None,
     targets: Sequence[str] = ("*",),
     ignore: Sequence[str] = (),
+    rounds: int = 1,
     holdout: float = 0.1,
     samples: int | None = None,
     seed: int = 0,
@@ -220,6 +230,8 @@ def prune(
         For each layer, a function of its outputs before they go on (pooling, flattening), or None.
     targets, ignore : sequence of str
         Patterns of the names of layers to prune, and not to; see `matches`.
+    rounds : int
+        Of reweighted l1 in each layer, at most; more than 1 keeps fewer weights within the same errors, see `sparsest`.
     holdout : float
         Fraction of the samples that are kept back, to measure errors on; 0 for none.
     samples : int, optional
@@ -265,13 +277,13 @@ def prune(
             bound *= layer.amplification()
         else:
             fed = current if scheme == "cascade" else given
-            options: dict[str, Any] = {"penalise_bias": penalise_bias, **settings}
+            options: dict[str, Any] = {"rounds": rounds, "penalise_bias": penalise_bias, **settings}
             if scheme == "parallel" or first:
                 options["epsilon"] = next(numbers)
-                # the pruned weights' norm is bounded by all that counts in it
-                grown = bound * layer.amplification(with_bias=penalise_bias) if scheme == "parallel" else 0.0
                 result = prune_layer(layer, fed, outputs["calibration"], **options)
-                bound = grown + result.epsilon
+                # the pruned weights' l1 norm is bounded by all that counts in it, unless it was another that shrank
+                grows = layer.amplification(with_bias=penalise_bias) if rounds == 1 else result.layer.amplification()
+                bound = bound * grows + result.epsilon
             else:
                 slackness = next(numbers)
                 result = prune_layer(
@@ -416,6 +428,7 @@ def describe(old: Layer, made: PrunedLayer) -> LayerReport:
         flips=made.flips,
         samples=made.samples,
         seconds=made.seconds,
+        round=made.round,
     )
 
 

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.linalg import blas
 
 from nettrim.arrays import to_host
 from nettrim.backends.gemm import product
@@ -23,6 +22,9 @@ _RANK_TOL = 1e-13
 
 def moments(X: np.ndarray, total: np.ndarray | None = None) -> np.ndarray:
     """Lower triangle of ``total + X X^T`` in float64 (F-ordered N x N), accumulated over chunks of samples."""
+    # more than half of the time of `import nettrim`, were it imported with it
+    from scipy.linalg import blas
+
     N, P = X.shape
     if total is None:
         total = np.zeros((N, N), order="F")

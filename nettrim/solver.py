@@ -28,7 +28,7 @@ from nettrim.threads import blas_threads, limit
 from nettrim.unfolding import Unfolding
 from nettrim.working_set import WorkingSet
 
-__all__ = ["Solver", "solve"]
+__all__ = ["Solver", "prepared", "solve"]
 
 #: float operations of an iteration below which BLAS threads only wait for each other (about 0.5 ms of one core)
 SMALL = 3e7
@@ -308,19 +308,22 @@ def solve(X: Any, Y: Any = None, epsilon: float | None = None, **options: Any) -
     >>> sol.certificate.gap <= 1e-3 and sol.certificate.violation <= 1e-4
     True
     """
-    known = {"epsilon_abs", "omega", "V", "C", "neuronwise", "dtype"}
-    about = {name: options.pop(name) for name in known & set(options)}
+    return Solver(*prepared(X, Y, epsilon, options)).solve()
+
+
+def prepared(X: Any, Y: Any, epsilon: float | None, options: dict[str, Any]) -> tuple[Problem, Settings]:
+    """Problem and settings from the arguments of `solve`."""
+    names = {"epsilon_abs", "omega", "V", "C", "neuronwise", "dtype"} & set(options)
+    about = {name: options[name] for name in names}
     # a misspelled option is named before what it leaves missing
-    settings = Settings.make(**options)
+    settings = Settings.make(**{name: value for name, value in options.items() if name not in names})
     if isinstance(X, Gram):
         if Y is not None:
             raise TypeError("a Gram already holds the outputs: leave Y out")
-        refused = sorted({"omega", "V"} & set(about))
+        refused = sorted({"omega", "V"} & names)
         if refused:
             raise TypeError(f"{', '.join(refused)} cannot be given with a Gram: it stands for a linear layer")
-        problem = Problem.from_gram(X, epsilon, **about)
-    else:
-        if Y is None:
-            raise TypeError("Y is missing: the layer's outputs, M x P")
-        problem = Problem(X, Y, epsilon, **about)
-    return Solver(problem, settings).solve()
+        return Problem.from_gram(X, epsilon, **about), settings
+    if Y is None:
+        raise TypeError("Y is missing: the layer's outputs, M x P")
+    return Problem(X, Y, epsilon, **about), settings

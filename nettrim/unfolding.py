@@ -12,7 +12,6 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from scipy.linalg import blas
 
 from nettrim.backends.gemm import gemm
 from nettrim.convolution import Box, Convolution
@@ -85,6 +84,8 @@ class Unfolding(Convolution):
 
     def gram(self) -> np.ndarray:
         """``X X^T``, symmetric (N, N) float64. Also when N > P: ``X^T X`` would need every pair of windows."""
+        from scipy.linalg import blas
+
         N = self.shape[0]
         total = np.zeros((N, N), order="F")
         for _, X in self._chunks(self._boxes(np.dtype(np.float64)), np.dtype(np.float64)):

@@ -55,6 +55,8 @@ ATTEMPTS = 3
 SHIFTS = (1e-7, 1e-6, 1e-8)
 #: relative stationarity that the neurons are solved to in an unsettled round
 ROUGH = 1e-4
+#: part of the gap asked that a neuron which is taken to be zero may cost
+ZERO = 0.01
 #: a neuron's sets grow by the size of its support (of its watched samples) in a round, but by this many in any case
 LEAST = 40
 #: mu at which a ball that is still out of reach counts as infeasible, relative to the first one
@@ -124,7 +126,7 @@ class WorkingSet:
         share = 0.1 * min(settings.feas_tol, 10 * settings.gap_tol)
         self.level = share * float(np.sqrt(self.squares.sum() / loop.samples.target.size))
         # a neuron's share of the gap, in the units of its program, that rounding may cost
-        self.share = 0.01 * settings.gap_tol * float(np.linalg.norm(loop.radii) * np.sqrt(self.squares.sum()))
+        self.share = ZERO * settings.gap_tol * float(np.linalg.norm(loop.radii) * np.sqrt(self.squares.sum()))
         self.neurons: list[_Neuron] = []
         self.counts = {"systems": 0, "kinks": 0}
         self.phases = {"gram": 0.0, "neurons": 0.0, "check": 0.0}
@@ -330,7 +332,9 @@ class WorkingSet:
         if v.min(initial=0) < 0:
             return False
         allowed = mu * C
-        over = float((np.abs(n.A @ n.eta - b) - allowed).max()) / (float(allowed.max()) or 1.0)
+        # relative to each input's own cost, as the bound is scaled; what costs nothing is balanced by the certificate
+        allowed = np.where(allowed > 0, allowed, allowed.max() or 1.0)
+        over = float(((np.abs(n.A @ n.eta - b) - mu * C) / allowed).max())
         return max(over, 0.0) * yy + float(v @ n.eta) <= self.share
 
     def _find_level(self, pool: Executor, settled: bool) -> bool:

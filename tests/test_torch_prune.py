@@ -359,3 +359,31 @@ def test_fine_tuning_keeps_the_zeros():
     losses = ntt.finetune(pruned.model, data, nn.functional.mse_loss, optimizer, epochs=4)
     assert losses[-1] < losses[0]
     assert all((p[z] == 0).all() for p, z in zip(pruned.model.parameters(), zeros, strict=True))
+
+
+def test_rounds(tmp_path):
+    """Fewer weights within the same errors; the file says so, and its gaps are those of the round's norm."""
+    net = mlp()
+    batches, _ = samples_of(net)
+    plain = ntt.prune(net, batches, 0.1)
+    pruned = ntt.prune(net, batches, 0.1, rounds=4, directory=tmp_path / "run")
+    assert pruned.kept < 0.95 * plain.kept and any(report.round > 1 for report in pruned.reports)
+    assert all(report.discrepancy <= 0.1 * (1 + 1e-4) for report in pruned.reports)
+    pruned.save(tmp_path / "net.safetensors")
+    for row in ntt.verify(tmp_path / "net.safetensors", batches, net, bound=True):
+        assert row.holds and row.gap is not None
+    again = ntt.prune(net, batches, 0.1, rounds=4, directory=tmp_path / "run")
+    assert again.reports == pruned.reports
+    with pytest.raises(ValueError, match="another run"):
+        ntt.prune(net, batches, 0.1, directory=tmp_path / "run")
+    with pytest.raises(ValueError, match="rounds must be"):
+        ntt.prune(net, batches, 0.1, rounds=0)
+
+
+def test_inplace_refuses_batch_norms_before_the_work(monkeypatch):
+    from nettrim.torch import pruning
+
+    monkeypatch.setattr(pruning, "solve_groups", None)
+    net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU())
+    with pytest.raises(ValueError, match="inplace=True cannot fold"):
+        ntt.prune(net, [torch.randn(30, 4)], 0.1, inplace=True)

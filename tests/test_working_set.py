@@ -486,3 +486,33 @@ def test_a_neuron_that_is_hardly_ever_active():
     solution = solve_tightly(changed)
     assert solution.settings["method"] == "working_set"
     assert not solution.W[:, 1].any()
+
+
+def test_a_neuron_is_zero_only_if_its_bound_says_so():
+    """Costs that differ widely: an input over its own small cost scales the whole bound, and is no rounding."""
+    from types import SimpleNamespace
+
+    from nettrim.working_set import WorkingSet
+
+    neuron = SimpleNamespace(A=np.zeros((2, 0)), eta=np.zeros(0))
+    b, C, mu, yy = np.array([0.5, 0.011]), np.array([1.0, 0.01]), 1.0, 1.0
+    # the bound is scaled by 1 / 1.1, which costs up to a tenth of yy
+    for share, expected in ((0.05, False), (0.2, True)):
+        found = WorkingSet._is_zero(SimpleNamespace(share=share), neuron, b, C, np.zeros(0), mu, yy)
+        assert bool(found) is expected
+
+
+def test_reweighted_norms_are_solved_from_a_warm_start():
+    """Costs that differ by a factor of a hundred, some neurons that end at zero: each round to the gap asked for."""
+    rng = np.random.default_rng(0)
+    X = np.maximum(rng.standard_normal((40, 800)) + 0.3, 0)
+    W = rng.standard_normal((40, 60)) ** 3 * np.exp(rng.standard_normal(60)) - 0.3
+    solver = nt.Solver(nt.Problem(X, np.maximum(W.T @ X, 0), 0.5), method="working_set", gap_tol=1e-5)
+    zero = 0
+    for _ in range(4):
+        sol = solver.solve()
+        assert sol.status == nt.Status.SOLVED and sol.settings["method"] == "working_set"
+        zero = max(zero, int((sol.W == 0).all(0).sum()))
+        size = np.abs(sol.W)
+        solver.update(C=1 / (size + 0.01 * np.maximum(size.max(0), 0.01 * size.max())))
+    assert zero > 0

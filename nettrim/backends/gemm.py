@@ -12,10 +12,10 @@ from __future__ import annotations
 import ctypes
 import itertools
 from concurrent.futures import Executor
+from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cython_blas
 
 __all__ = ["gemm", "product"]
 
@@ -23,20 +23,22 @@ __all__ = ["gemm", "product"]
 _LARGEST = 2**31 - 1
 
 
-def _function(name: str) -> Any:
-    """A function of ``scipy.linalg.cython_blas``, all of whose arguments are pointers."""
+_KINDS = {np.dtype(np.float32): ("sgemm", ctypes.c_float), np.dtype(np.float64): ("dgemm", ctypes.c_double)}
+
+
+@cache
+def _function(dtype: np.dtype) -> tuple[Any, Any]:
+    """The product of ``scipy.linalg.cython_blas`` for a dtype, all of whose arguments are pointers, and its scalar."""
+    # it takes longer to import than all the rest of nettrim
+    from scipy.linalg import cython_blas
+
     get_name, get_pointer = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
     get_name.restype, get_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
     get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    name, scalar = _KINDS[dtype]
     capsule = cython_blas.__pyx_capi__[name]
     # CFUNCTYPE releases the GIL during the call
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 13)(get_pointer(capsule, get_name(capsule)))
-
-
-_GEMM = {
-    np.dtype(np.float32): (_function("sgemm"), ctypes.c_float),
-    np.dtype(np.float64): (_function("dgemm"), ctypes.c_double),
-}
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 13)(get_pointer(capsule, get_name(capsule))), scalar
 
 
 def _operand(A: np.ndarray) -> tuple[np.ndarray, bytes, int]:
@@ -73,7 +75,7 @@ def gemm(A: np.ndarray, B: np.ndarray, C: np.ndarray, alpha: float = 1.0, beta: 
     ValueError
         Shapes or dtypes do not fit, the rows of C are not contiguous, or a side or a distance of rows exceeds 32 bits.
     """
-    function, real = _GEMM[C.dtype]
+    function, real = _function(C.dtype)
     (m, n), k = C.shape, A.shape[1]
     if (A.shape, B.shape) != ((m, k), (k, n)) or not A.dtype == B.dtype == C.dtype:
         # BLAS would read past the end of an array

@@ -39,7 +39,7 @@ OPTION_NAMES = {"n_threads": "--threads"} | {
     name: "--" + name.replace("_", "-")
     for name in (
         *("epsilon", "epsilon_abs", "gap_tol", "feas_tol", "max_iterations", "time_limit", "method", "backend"),
-        *("device_memory", "targets", "ignore", "scheme", "gamma", "samples", "holdout", "memory", "layout"),
+        *("device_memory", "targets", "ignore", "scheme", "gamma", "samples", "holdout", "memory", "layout", "rounds"),
     )
 }
 

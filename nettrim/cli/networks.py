@@ -65,6 +65,9 @@ def _prune(
         typer.Option(help="Layers to prune: patterns such as 'encoder.*', or 're:...'.", show_default="all"),
     ] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Layers to leave as they are.", show_default="none")] = None,
+    rounds: Annotated[
+        int, typer.Option(help="Of reweighted l1 at most: more keep fewer weights within the same errors.")
+    ] = 1,
     samples: Annotated[int | None, typer.Option(help="Use so many of the samples.", show_default="all")] = None,
     holdout: Annotated[float, typer.Option(help="Part of them that is held back to measure errors on.")] = 0.1,
     batch_size: Annotated[int, typer.Option(help="Samples that the model runs on at once.")] = 256,
@@ -134,6 +137,7 @@ def _prune(
                 **which,
                 **numbers,
                 scheme=scheme,
+                rounds=rounds,
                 penalise_bias=penalise_bias,
                 directory=output,
                 progress=follow.finished,

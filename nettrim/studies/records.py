@@ -113,8 +113,9 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
     """Mean, and half the width of its 95 % interval by Student's t; NaN for a single value.
 
     >>> from nettrim.studies.records import interval
-    >>> interval([1.0, 2.0, 3.0])
-    (2.0, 2.4841377117195456)
+    >>> mean, half = interval([1.0, 2.0, 3.0])
+    >>> mean, round(half, 3)
+    (2.0, 2.484)
     """
     from scipy.stats import t
 

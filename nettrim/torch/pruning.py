@@ -20,6 +20,7 @@ from nettrim import __version__
 from nettrim.layer import USABLE, solve_groups
 from nettrim.network import SCHEMES, LayerReport, describe, numbers_for, table
 from nettrim.report import to_json, write_atomically
+from nettrim.reweight import check_rounds
 from nettrim.settings import Settings
 from nettrim.torch.capture import Arguments, arguments_of, batches_of, digest, evaluating, observe, raw, split
 from nettrim.torch.fold import fold_batch_norm
@@ -104,6 +105,7 @@ def prune(
     ignore: Sequence[str] = (),
     arguments: Arguments = arguments_of,
     samples: int | None = None,
+    rounds: int = 1,
     holdout: float = 0.1,
     fold: bool = True,
     penalise_bias: bool = True,
@@ -135,6 +137,9 @@ def prune(
         (args, kwargs) of the model for a batch. Default: a tensor, the first of a tuple, a mapping as keywords.
     samples : int, optional
         Use so many samples of the loader.
+    rounds : int
+        Of reweighted l1 in each layer, at most; more than 1 keeps fewer weights within the same errors, see
+        `nettrim.sparsest`.
     holdout : float
         Fraction of them that is held back, to measure errors on.
     fold : bool
@@ -164,6 +169,7 @@ def prune(
         Batch norms could not be folded exactly.
     """
     Settings.make(**settings)
+    check_rounds(rounds)
     # what changes no weights is not part of what makes a run
     counting = {name: value for name, value in settings.items() if name not in ("callback", "verbose", "n_threads")}
     _check(model, scheme, holdout, targets)
@@ -172,13 +178,16 @@ def prune(
     original = copy.deepcopy(model)
     args, kwargs = arguments(calibration[0])
     folded = fold_batch_norm(original, args, kwargs) if fold else []
+    if inplace and folded:
+        raise ValueError("inplace=True cannot fold batch norms, which changes the modules: pass fold=False")
     found = find_targets(original, args, kwargs, targets, ignore)
     pruned = copy.deepcopy(original)
     if settings.get("verbose"):
         print(plan_of(original, found, calibration, held_out, arguments, budget, settings.get("n_threads")).table())
     programs = Programs(original, pruned, calibration, arguments, penalise_bias, budget)
-    run = _Run(programs, directory, settings)
+    run = _Run(programs, directory, rounds, settings)
     options = {"epsilon": epsilon, "scheme": scheme, "gamma": gamma, "holdout": holdout, "samples": samples}
+    options |= {} if rounds == 1 else {"rounds": rounds}
     numbers = numbers_for([target.name for target in found], scheme, epsilon, gamma)
     run.begin(found, options | counting)
     reports = []
@@ -193,8 +202,6 @@ def prune(
         for r, e, h in zip(reports, errors[0], errors[1] or [None] * len(reports), strict=True)
     ]
     if inplace:
-        if folded:
-            raise ValueError("inplace=True cannot fold batch norms, which changes the modules: pass fold=False")
         model.load_state_dict(pruned.state_dict())
         pruned = model
     about = options | {"penalise_bias": penalise_bias, "calibration": digest(calibration, arguments), **counting}
@@ -204,8 +211,8 @@ def prune(
 class _Run:
     """The layers of one call of `prune`, one after the other."""
 
-    def __init__(self, programs: Programs, directory: Any, settings: dict[str, Any]):
-        self.programs, self.settings = programs, settings
+    def __init__(self, programs: Programs, directory: Any, rounds: int, settings: dict[str, Any]):
+        self.programs, self.rounds, self.settings = programs, rounds, settings
         self.directory = None if directory is None else Path(directory)
         self.count = 0
 
@@ -245,7 +252,7 @@ class _Run:
             self.programs.of(target, layer, number, cascade, slack) as problems,
         ):
             made = solve_groups(
-                layer, problems, lambda a, what: _rounded(a, getattr(module, what).dtype), **self.settings
+                layer, problems, lambda a, what: _rounded(a, getattr(module, what).dtype), self.rounds, **self.settings
             )
         pruned, report = made.layer, replace(describe(layer, made), seconds=time.perf_counter() - began)
         # what fell short may do better with another time limit: it is not finished

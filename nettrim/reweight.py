@@ -1,0 +1,183 @@
+"""Iteratively reweighted l1: sparser weights within the same constraints, certified in every round.
+
+Derivation
+----------
+The l1 norm charges large weights more than small ones, which the count that it stands for does not. The sum of
+log(|W_ij| + delta) comes nearer. It is concave in |W_ij|, so a tangent bounds it from above: at the weights W' of the
+last round the slope is 1 / (|W'_ij| + delta), and the next round minimises
+
+    sum_ij C_ij |W_ij|,    C_ij = 1 / (|W'_ij| + delta_j),
+
+under the constraints of the first round: majorise, then minimise (Candes, Wakin, Boyd 2008, sections 2.2 and 2.3).
+Every round is one of nettrim's programs, so its weights carry the same promises: the ball and the inequalities, and a
+gap, of this round's weighted norm.
+
+Choices: delta_j is a hundredth of the largest weight of neuron j in the last round, relative so that the scale of a
+neuron does not matter; a user's own C multiplies the slopes, so that a bias that costs nothing stays free.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from nettrim.arrays import to_host
+from nettrim.solution import Solution, Status
+from nettrim.solver import Solver, prepared
+
+__all__ = ["Reweighted", "reweight", "slopes", "sparsest"]
+
+#: delta over a neuron's largest weight; smaller ones keep a little less, but the norm's weights then differ more widely
+DELTA = 0.01
+#: another round must drop at least this part of the weights that are left, or it is the last
+LEAST_GAIN = 0.01
+
+
+@dataclass(frozen=True)
+class Reweighted(Solution):
+    """The round that kept the fewest weights; a `Solution` of the program with the weights C of its norm.
+
+    Attributes
+    ----------
+    C : array or None
+        Weights of the norm in this round: ``certify(problem.replace(C=C), W, dual)`` recomputes the certificate.
+    round : int
+        The round that the weights are from, 1 for the plain program.
+    rounds : list of dict
+        For each round: its number from 1, status, nnz, gap, violation, discrepancy, l1 norm, seconds.
+    """
+
+    C: np.ndarray | None = None
+    round: int = 1
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+
+
+def slopes(W: np.ndarray, C: np.ndarray) -> np.ndarray:
+    """Weights of the next round's norm, in the dtype of W, on average as large as C.
+
+    Parameters
+    ----------
+    W : (N, M) array
+        Of the last round.
+    C : array
+        Of the first round, broadcastable to W.
+    """
+    size = np.abs(W.astype(np.float64))
+    largest = size.max(axis=0)
+    # a neuron without weights is treated as if its largest were a small one of the layer
+    delta = DELTA * np.maximum(largest, DELTA * (largest.max() or 1.0))
+    slope = 1.0 / (size + delta)
+    return (C * (slope / slope.mean())).astype(W.dtype)
+
+
+def reweight(solver: Solver, rounds: int) -> Reweighted:
+    """Solve the solver's problem, then the rounds after it, each warm from the one before.
+
+    Rounds end early when one drops less than a hundredth of the weights, or is not solved; `time_limit` is for all of
+    them. Afterwards the solver has its problem back.
+
+    Parameters
+    ----------
+    solver : Solver
+    rounds : int
+        At most; 1 is the plain program.
+
+    Returns
+    -------
+    Reweighted
+        With the status of the first round if that is not solved, and ``interrupted`` if any round was.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `rounds` is not a whole number of at least 1.
+    """
+    check_rounds(rounds)
+    problem, settings = solver.problem, solver.settings
+    began = time.perf_counter()
+    best, best_C, best_round, rows = None, problem.C, 1, []
+    try:
+        for number in range(1, rounds + 1):
+            C = problem.C if best is None else slopes(to_host(best.W, "W"), problem.C)
+            if best is not None:
+                left = settings.time_limit - (time.perf_counter() - began)
+                if left <= 0:
+                    break
+                solver.settings = replace(settings, time_limit=left)
+                solver.update(C=C)
+            found = solver.solve()
+            rows.append(_row(number, found))
+            if best is None:
+                best = found
+                if found.status is not Status.SOLVED:
+                    break
+                continue
+            if found.status is Status.INTERRUPTED:
+                message = f"interrupted in round {number}; the weights are those of an earlier one, and certified"
+                best = replace(best, status=Status.INTERRUPTED, message=message)
+                break
+            gained = 1 - found.certificate.nnz / max(best.certificate.nnz, 1)
+            if found.status is Status.SOLVED and gained > 0:
+                best, best_C, best_round = found, C, number
+            if found.status is not Status.SOLVED or gained < LEAST_GAIN:
+                break
+    finally:
+        solver.settings, solver.problem = settings, problem
+    values = {name: getattr(best, name) for name in best.__dataclass_fields__}
+    values["seconds"] = {**best.seconds, "total": sum(row["seconds"] for row in rows)}
+    return Reweighted(**values, C=best_C, round=best_round, rounds=rows)
+
+
+def check_rounds(rounds: int) -> None:
+    """That it is a whole number of at least 1."""
+    if isinstance(rounds, bool) or not isinstance(rounds, (int, np.integer)):
+        raise TypeError(f"rounds must be a whole number; got {rounds!r}")
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1; got {rounds}")
+
+
+def _row(number: int, solution: Solution) -> dict[str, Any]:
+    c = solution.certificate
+    return {
+        **{"round": number, "status": str(solution.status), "nnz": c.nnz, "gap": c.gap, "violation": c.violation},
+        "discrepancy": c.discrepancy,
+        "l1": float(np.abs(to_host(solution.W, "W")).sum(dtype=np.float64)),
+        "seconds": solution.seconds["total"],
+    }
+
+
+def sparsest(X: Any, Y: Any = None, epsilon: float | None = None, *, rounds: int = 4, **options: Any) -> Reweighted:
+    """Sparser weights within a stated error than `solve` finds, by iteratively reweighted l1.
+
+    >>> import numpy as np, nettrim as nt
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.standard_normal((60, 600))
+    >>> Y = np.maximum((rng.standard_normal((60, 8)) ** 3).T @ X, 0)
+    >>> plain, sol = nt.solve(X, Y, epsilon=0.1), nt.sparsest(X, Y, epsilon=0.1)
+    >>> sol.status, sol.density < 0.8 * plain.density, sol.certificate.discrepancy < 0.1001
+    (<Status.SOLVED: 'solved'>, True, True)
+
+    Parameters
+    ----------
+    X, Y, epsilon
+        As for `solve`.
+    rounds : int
+        At most; each is another convex program with the same constraints, warm from the one before.
+    **options
+        As for `solve`. `time_limit` is for all rounds.
+
+    Returns
+    -------
+    Reweighted
+        A `Solution`, whose gap is that of its round's weighted norm. No round proves that no sparser weights exist.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong input; the message names the argument.
+    """
+    check_rounds(rounds)
+    return reweight(Solver(*prepared(X, Y, epsilon, options)), rounds)
