@@ -167,8 +167,9 @@ def exact(G, b, yy, C, A, v, mu, path_w, path_eta, w, eta, tol, feasible, attemp
         w[i] = new_w[i]
     for p in range(k):
         eta[p] = new_eta[p]
-    w0, w1 = path_w[0], path_w[1]
-    return True, solved, square(G, b, yy, w0), max(quadratic(G, w1, w1), 0.0)
+    # the residual at w itself: where active bounds are nearly dependent, w0 alone has lost digits
+    slope = max(quadratic(G, path_w[1], path_w[1]), 0.0)
+    return True, solved, square(G, b, yy, w) - slope * mu * mu, slope
 
 
 @nb.njit(**OPTIONS)
