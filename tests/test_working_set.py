@@ -523,7 +523,8 @@ def test_the_residual_is_that_of_the_weights():
 
     A convolution with 26 inputs and a million samples had a residual of 370 by w0, and of 427 in truth.
     """
-    problem = G, b, yy, C, A, v = neuron(3, 8, 10, 30, "positive")
+    problem = neuron(3, 8, 10, 30, "positive")
+    G, b, yy = problem[:3]
     mu, w, eta = 0.5, np.zeros(8), np.zeros(10)
     path_w, path_eta = np.zeros((2, 8)), np.zeros((2, 10))
     assert active_set.exact(*problem, mu, path_w, path_eta, w, eta, 1e-8, 1e-9, 20)[0]
