@@ -105,14 +105,14 @@ class Config:
 _PLAIN = (Run("parallel", 0.05), Run("cascade", 0.1))
 #: the last layers have few weights, and all that comes before passes through them: they may err less
 _FC = {"1": 0.4, "4": 0.4, "7": 0.15, "10": 0.05}
-_LENET = {"0": 0.1, "3": 0.15, "7": 0.3, "9": 0.15, "11": 0.05}
+_LENET = {"0": 0.1, "3": 0.12, "7": 0.25, "9": 0.12, "11": 0.05}
 _CPU = (
     Case("fc", "mnist", 20, 5000, (*_PLAIN, Run("parallel", _FC, 5, 10)), tuning_rate=3e-3),
     Case("lenet5", "mnist", 10, 2000, (*_PLAIN, Run("parallel", _LENET, 5, 10)), rate=2e-3, tuning_rate=3e-3),
-    Case("encoder, ReLU", "digit_rows", 5, 1000, (*_PLAIN, Run("parallel", 0.2, 5, 3))),
-    Case("encoder, GELU", "digit_rows", 5, 1000, (*_PLAIN, Run("parallel", 0.2, 5, 3))),
+    Case("encoder, ReLU", "digit_rows", 3, 1000, (*_PLAIN, Run("parallel", 0.2, 5, 2))),
+    Case("encoder, GELU", "digit_rows", 3, 1000, (*_PLAIN, Run("parallel", 0.2, 5, 2))),
     Case(
-        *("resnet18, width 16", "cifar10", 6, 500, (*_PLAIN, Run("parallel", 0.2, 5, 2))),
+        *("resnet18, width 16", "cifar10", 3, 300, (*_PLAIN, Run("parallel", 0.2, 5, 1))),
         rate=3e-3,
         weight_decay=1e-2,
         augment=True,
