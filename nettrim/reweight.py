@@ -108,9 +108,9 @@ def reweight(solver: Solver, rounds: int) -> Reweighted:
                     break
                 solver.settings = replace(settings, time_limit=left)
                 solver.update(C=C)
-                if settings.method == "auto" and found.settings["method"] == "admm":
+                if settings.method == "auto" and best.settings["method"] == "admm":
                     # the supports are known now, and shrink: what was too dense for working sets is so no more
-                    solver.start(found)
+                    solver.start(best)
             found = solver.solve()
             rows.append(_row(number, found))
             if best is None:
