@@ -128,7 +128,7 @@ def _layers(report: dict[str, Any], found: Comparison) -> str:
         cells.append(
             (
                 *(row["name"], row["kind"], row["status"].replace("_", " ")),
-                *(f"{row['kept']:,} of {row['weights']:,}", f"{row['kept'] / row['weights']:.2%}"),
+                *(f"{row['kept']:,} of {row['weights']:,}", f"{row['kept'] / row['weights']:.2%}", str(row["round"])),
                 f"{int((~used.any(1)).sum()):,} of {used.shape[0]:,}",
                 f"{int((~used.any(0)).sum()):,} of {used.shape[1]:,}",
                 *(f"{row['epsilon']:.2%}", f"{row['gap']:.1e}", f"{row['violation']:.1e}"),
@@ -136,7 +136,19 @@ def _layers(report: dict[str, Any], found: Comparison) -> str:
             )
         )
     titles = (
-        *("layer", "kind", "status", "kept", "", "inputs unused", "neurons empty", "epsilon", "gap", "violation"),
+        *(
+            "layer",
+            "kind",
+            "status",
+            "kept",
+            "",
+            "round",
+            "inputs unused",
+            "neurons empty",
+            "epsilon",
+            "gap",
+            "violation",
+        ),
         *("error", "held out", "time"),
     )
     return _table(titles, cells, left=3)
@@ -219,7 +231,7 @@ def _trade_off(names: Sequence[str], found: Comparison) -> Figure:
     across = min(ACROSS, count)
     down = -(-count // across)
     figure = _figure(10, 2.3 * down + 0.4)
-    panels = figure.subplots(down, across, squeeze=False, sharey=True, sharex=True).ravel()
+    panels = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
     for axes, layer in zip(panels, found.layers, strict=False):
         axes.plot(100 * np.array(FRACTIONS), 100 * np.array(layer.magnitude), color=GREY, label="magnitude")
         for k, (density, error) in enumerate(layer.points):
@@ -227,6 +239,7 @@ def _trade_off(names: Sequence[str], found: Comparison) -> Figure:
             axes.plot(100 * density, 100 * error, marker="o", color=colour, linestyle="none", label=names[k])
         axes.set_title(layer.name, loc="left", fontsize=9)
         axes.set_xscale("log")
+        axes.set_xlim(min(0.8, 80 * min(d for d, _ in layer.points)), 110)
         axes.set_ylim(0, 105)
         axes.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
         axes.minorticks_off()
@@ -344,7 +357,8 @@ $pictures</div>
 <h2>What is certified</h2>
 <dl>
 <dt>gap</dt><dd>The l1 norm of the pruned weights is, relatively, at most this far above the smallest that any weights
-within the same constraints have. Slightly negative if they gain by a violation.</dd>
+within the same constraints have. Slightly negative if they gain by a violation. From the second round on it is the
+weighted norm of that round of reweighted l1.</dd>
 <dt>violation</dt><dd>How far a constraint is exceeded, relatively: the layer's error over epsilon, or outputs above
 their bound where the unpruned layer was silent.</dd>
 <dt>error, held out</dt><dd>Distance of the layer's outputs in the pruned network from those in the unpruned one,

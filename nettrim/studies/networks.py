@@ -251,7 +251,6 @@ def table(records: Records) -> list[dict[str, str]]:
                 "tuned - dense": _percent(
                     [row["tuned"]["test"] - row["dense"]["test"] for row in found if "tuned" in row]
                 ),
-                "seconds": f"{np.mean([row['seconds'] for row in found]):.0f}",
             }
         )
     return rows
