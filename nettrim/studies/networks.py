@@ -107,7 +107,7 @@ _PLAIN = (Run("parallel", 0.05), Run("cascade", 0.1))
 _FC = {"1": 0.4, "4": 0.4, "7": 0.15, "10": 0.05}
 _LENET = {"0": 0.1, "3": 0.12, "7": 0.25, "9": 0.12, "11": 0.05}
 _CPU = (
-    Case("fc", "mnist", 20, 5000, (*_PLAIN, Run("parallel", _FC, 5, 10)), tuning_rate=3e-3),
+    Case("fc", "mnist", 20, 3000, (*_PLAIN, Run("parallel", _FC, 5, 10)), tuning_rate=3e-3),
     Case("lenet5", "mnist", 10, 2000, (*_PLAIN, Run("parallel", _LENET, 5, 10)), rate=2e-3, tuning_rate=3e-3),
     Case("encoder, ReLU", "digit_rows", 3, 1000, (*_PLAIN, Run("parallel", 0.2, 5, 2))),
     Case("encoder, GELU", "digit_rows", 3, 1000, (*_PLAIN, Run("parallel", 0.2, 5, 2))),
