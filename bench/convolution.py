@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from common import environment, fix_threads, write
+from common import environment, fix_threads, read, write
 from lenet import accuracy, network, tensors
 from published import proximal_steps
 
@@ -148,6 +148,17 @@ def products_peak(X: np.ndarray | nt.Convolution, M: int) -> float:
     return (own + most) / 1e6
 
 
+def many_products(images: int) -> dict[str, dict]:
+    """The same on so many images, for each layer: what does not grow with them no longer counts."""
+    found = {}
+    for name, inputs, geometry, outputs in layers(images):
+        X, M = nt.Convolution(inputs, geometry), outputs.shape[1]
+        lazy = products_peak(X, M)
+        found[name] = {"images": images, "convolution": lazy, "unfolded": products_peak(X[:, :], M)}
+        print(f"{name}: products on {images} images {ratio_of(found[name]):.2f} of the memory of unfolded", flush=True)
+    return found
+
+
 def ratio_of(row: dict) -> float:
     return round(row["convolution"] / row["unfolded"], 2)
 
@@ -157,11 +168,21 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--cap", type=float, default=20.0)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--many", type=int, default=5000, help="images for the memory of products")
+    parser.add_argument("--only-many", action="store_true", help="measure that alone, into the record that is there")
     args = parser.parse_args()
     threads = fix_threads(args.threads)
     torch.set_num_threads(threads)
+    if args.only_many:
+        record = read("convolution")
+        found = many_products(args.many)
+        for row in record["rows"]:
+            row["many_products"] = found[row["layer"]]
+        write("convolution", record)
+        return
     record = {"environment": environment(threads) | {"torch": torch.__version__}, "images": args.images}
     record |= {"cap": args.cap, "accuracy": accuracy(network()), "rows": []}
+    many = many_products(args.many)
     for name, inputs, geometry, outputs in layers(args.images):
         X = nt.Convolution(inputs, geometry)
         problem = nt.Problem(X, outputs, 0.1)
@@ -186,6 +207,7 @@ def main() -> None:
             method: {"convolution": peak(lazy, method=method), "unfolded": peak(unfolded, method=method)}
             for method in ("admm", "working_set")
         }
+        row["many_products"] = many[name]
         record["rows"].append(row)
         write("convolution", record)
         memory = {name: ratio_of(r) for name, r in row["peak_megabytes"].items()}

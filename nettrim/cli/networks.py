@@ -32,7 +32,7 @@ def _prune(
     ],
     data: Annotated[
         Path,
-        typer.Option(help="Calibration samples: an .npz file with X, samples first, or an .npy file."),
+        typer.Option(metavar="FILE", help="Calibration samples: an .npz file with X, samples first, or an .npy file."),
     ],
     output: Annotated[
         Path | None,
@@ -41,30 +41,46 @@ def _prune(
         ),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="Safetensors file with the model's state.", show_default="the function's own")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Safetensors file with the model's state.", show_default="the function's own"
+        ),
     ] = None,
     inputs: Annotated[
         str | None,
         typer.Option(
-            help="Arrays of the .npz file for the model's arguments, as x,mask.", show_default="X, or the only one"
+            metavar="NAMES",
+            help="Arrays of the .npz file for the model's arguments, as x,mask.",
+            show_default="X, or the only one",
         ),
     ] = None,
     epsilon: Annotated[
         list[str] | None,
         typer.Option(
-            help="Error of each layer relative to its outputs; or PATTERN=NUMBER, several times.", show_default="0.05"
+            metavar="NUMBER",
+            help="Error of each layer relative to its outputs; or PATTERN=NUMBER, several times.",
+            show_default="0.05",
         ),
     ] = None,
     scheme: Annotated[str, typer.Option(help="parallel or cascade.")] = "parallel",
     gamma: Annotated[
         list[str] | None,
-        typer.Option(help="Slackness of the cascade's further layers, as for --epsilon.", show_default="1.1"),
+        typer.Option(
+            metavar="NUMBER", help="Slackness of the cascade's further layers, as for --epsilon.", show_default="1.1"
+        ),
     ] = None,
     targets: Annotated[
         list[str] | None,
-        typer.Option(help="Layers to prune: patterns such as 'encoder.*', or 're:...'.", show_default="all"),
+        typer.Option(
+            metavar="PATTERN",
+            help="Layers to prune, such as 'encoder.*' or 're:...'; several times.",
+            show_default="all",
+        ),
     ] = None,
-    ignore: Annotated[list[str] | None, typer.Option(help="Layers to leave as they are.", show_default="none")] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Layers to leave as they are; several times.", show_default="none"),
+    ] = None,
     rounds: Annotated[
         int, typer.Option(help="Of reweighted l1 at most: more keep fewer weights within the same errors.")
     ] = 1,
