@@ -44,15 +44,26 @@ _BUILDERS: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """A pruning: scheme, epsilon, rounds of reweighted l1 at most, and epochs of fine-tuning, 0 for none.
+    """A pruning.
 
-    `epsilon` is one number, or numbers by patterns of layers' names.
+    Attributes
+    ----------
+    scheme : str
+    epsilon : float or dict
+        One number, or numbers by patterns of layers' names.
+    rounds : int
+        Of reweighted l1, at most.
+    epochs : int
+        Of fine-tuning, 0 for none.
+    calibration : int, optional
+        Samples, if not as many as for the case's other runs.
     """
 
     scheme: str
     epsilon: float | dict[str, float]
     rounds: int = 1
     epochs: int = 0
+    calibration: int | None = None
 
     @property
     def key(self) -> dict[str, Any]:
@@ -107,7 +118,7 @@ _PLAIN = (Run("parallel", 0.05), Run("cascade", 0.1))
 _FC = {"1": 0.4, "4": 0.4, "7": 0.15, "10": 0.05}
 _LENET = {"0": 0.1, "3": 0.12, "7": 0.25, "9": 0.12, "11": 0.05}
 _CPU = (
-    Case("fc", "mnist", 20, 3000, (*_PLAIN, Run("parallel", _FC, 5, 10)), tuning_rate=3e-3),
+    Case("fc", "mnist", 20, 3000, (*_PLAIN, Run("parallel", _FC, 5, 10, 5000)), tuning_rate=3e-3),
     Case("lenet5", "mnist", 10, 2000, (*_PLAIN, Run("parallel", _LENET, 5, 10)), rate=2e-3, tuning_rate=3e-3),
     Case("encoder, ReLU", "digit_rows", 3, 1000, (*_PLAIN, Run("parallel", 0.2, 5, 2))),
     Case("encoder, GELU", "digit_rows", 3, 1000, (*_PLAIN, Run("parallel", 0.2, 5, 2))),
@@ -181,14 +192,14 @@ def _pruned(
 ) -> None:
     """Prune, train what is left, and record both."""
     about = f"{case.name}, seed {seed}, {one.scheme}, epsilon {one.epsilon}, {one.rounds} rounds"
-    chosen = np.random.default_rng(seed).permutation(len(samples.train[0]))[: case.calibration]
+    chosen = np.random.default_rng(seed).permutation(len(samples.train[0]))[: one.calibration or case.calibration]
     loader = list(torch.from_numpy(samples.train[0][chosen]).split(200))
     began = time.perf_counter()
     pruned = ntt.prune(model, loader, one.epsilon, one.scheme, rounds=one.rounds, feas_tol=1e-3)
     row: dict[str, Any] = {
         **{"case": case.name, "seed": seed, **one.key},
         "seconds": time.perf_counter() - began,
-        "calibration": case.calibration,
+        "calibration": len(chosen),
         "parameters": sum(p.numel() for p in model.parameters()),
         "weights": sum(r.weights for r in pruned.reports),
         "kept": pruned.kept,
