@@ -7,6 +7,7 @@ convolution, and outputs have the form that the layer gives them.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -390,8 +391,11 @@ def solve_groups(
     """Solve the groups' problems; the layer holds what `hold` makes of "weight" and "bias", and that is certified."""
     solved = []
     weight, bias = layer.weight.copy(), None if layer.bias is None else layer.bias.copy()
+    limit, began = settings.pop("time_limit", math.inf), time.perf_counter()
     for m, problem in problems:
-        solution = reweight(Solver(problem, **settings), rounds)
+        # of what is left for the layer, but enough to return something
+        left = max(limit - (time.perf_counter() - began), 1e-9)
+        solution = reweight(Solver(problem, time_limit=left, **settings), rounds)
         if not _usable(layer.name, solution):
             solved.append((problem, solution, certify(problem, layer.weights(m).astype(problem.dtype), None)))
             continue
@@ -401,11 +405,18 @@ def solve_groups(
         if bias is not None:
             bias[m] = hold(W[entries], "bias")
         held = replace(layer, weight=weight, bias=bias).weights(m).astype(problem.dtype)
-        same = np.array_equal(held, W)
-        solved.append((problem, solution, solution.certificate if same else _certified(problem, solution, held)))
+        certificate = solution.certificate
+        if not np.array_equal(held, W):
+            certificate = certify(problem.replace(C=solution.C), held, solution.dual)
+            solution = _rounded(solution, certificate)
+        solved.append((problem, solution, certificate))
     return PrunedLayer.of(replace(layer, weight=weight, bias=bias), solved)
 
 
-def _certified(problem: Problem, solution: Reweighted, W: np.ndarray) -> Certificate:
-    """Of other weights, by the solution's multipliers and the norm of its round."""
-    return certify(problem.replace(C=solution.C), W, solution.dual)
+def _rounded(solution: Reweighted, certificate: Certificate) -> Reweighted:
+    """The solution as what its rounded weights are: they may miss the tolerances that it met."""
+    gap_tol, feas_tol = solution.settings["gap_tol"], solution.settings["feas_tol"]
+    if solution.status is not Status.SOLVED or certificate.holds(gap_tol, feas_tol):
+        return solution
+    message = f"rounding costs the tolerances: gap {certificate.gap:.1e}, violation {certificate.violation:.1e}"
+    return replace(solution, status=Status.SOLVED_INACCURATE, message=message)

@@ -321,8 +321,12 @@ def numbers_for(
     Raises
     ------
     TypeError, ValueError
-        Not a number, none for a layer, epsilon outside of (0, 1), or gamma below 1.
+        Not a number, none for a layer, a pattern that fits none, epsilon outside of (0, 1), or gamma below 1.
     """
+    for what, given in (("epsilon", epsilon), ("gamma", gamma)):
+        for pattern in given if isinstance(given, Mapping) else ():
+            if not any(matches(name, [pattern]) for name in names):
+                raise ValueError(f"{what} has the pattern {pattern!r}, which fits no layer: {', '.join(names)}")
     numbers = []
     for k, name in enumerate(names):
         what = "gamma" if scheme == "cascade" and k > 0 else "epsilon"

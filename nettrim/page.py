@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 __all__ = ["render"]
 
 #: one for each run; the first is the one that the tables are about
-COLOURS = ("#0b6fb8", "#d1661d", "#2b8a4b", "#8a4fb0", "#b3263e", "#6b6b6b")
+COLOURS = ("#0b6fb8", "#d1661d", "#2b8a4b", "#8a4fb0", "#b3263e", "#6b6b6b", "#c49a00", "#00a3a3", "#e377c2", "#4d3b2f")
 GREY = "#9aa3ab"
 #: sides of a picture of weights at most, in pixels; larger matrices are shown by the largest entries of blocks
 SIDE = 320
+#: per cent kept that is still drawn on a logarithmic axis; what keeps less, or nothing, is drawn there
+LEAST = 0.01
 #: layers side by side
 ACROSS = 4
 
@@ -93,8 +95,8 @@ def _facts(report: dict[str, Any]) -> str:
     facts = [
         (f"{kept / weights:.2%}", f"kept: {kept:,} of {weights:,} weights and biases"),
         (f"{solved} of {len(rows)}", "layers certified within the tolerances"),
-        (f"{max(abs(row['gap']) for row in rows):.1e}", "largest duality gap"),
-        (f"{max(row['violation'] for row in rows):.1e}", "largest violation of a constraint"),
+        (_number(max(abs(_or_inf(row["gap"])) for row in rows)), "largest duality gap"),
+        (_number(max(_or_inf(row["violation"]) for row in rows)), "largest violation of a constraint"),
         (
             _percent(last["error"] if last["holdout"] is None else last["holdout"]),
             f"error of the last layer, {html.escape(last['name'])}"
@@ -129,9 +131,10 @@ def _layers(report: dict[str, Any], found: Comparison) -> str:
             (
                 *(row["name"], row["kind"], row["status"].replace("_", " ")),
                 *(f"{row['kept']:,} of {row['weights']:,}", f"{row['kept'] / row['weights']:.2%}", str(row["round"])),
-                f"{int((~used.any(1)).sum()):,} of {used.shape[0]:,}",
+                # of a grouped convolution a row is another input in every group
+                "" if layer.groups > 1 else f"{int((~used.any(1)).sum()):,} of {used.shape[0]:,}",
                 f"{int((~used.any(0)).sum()):,} of {used.shape[1]:,}",
-                *(f"{row['epsilon']:.2%}", f"{row['gap']:.1e}", f"{row['violation']:.1e}"),
+                *(f"{row['epsilon']:.2%}", _number(_or_inf(row["gap"])), _number(_or_inf(row["violation"]))),
                 *(_percent(row["error"]), _percent(row["holdout"]), as_seconds(row["seconds"])),
             )
         )
@@ -163,6 +166,20 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> s
     return f'<div class="wide"><table>\n{line(titles, "th")}\n{body}\n</table></div>'
 
 
+def _or_inf(value: float | None) -> float:
+    """JSON has no infinity: it is None there."""
+    return math.inf if value is None else value
+
+
+def _number(value: float) -> str:
+    return f"{value:.1e}" if math.isfinite(value) else "none proved"
+
+
+def _label(name: str) -> str:
+    """For matplotlib, which reads formulas between dollars and hides what begins with an underscore."""
+    return "\u200b" + name.replace("$", r"\$")
+
+
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2%}"
 
@@ -184,7 +201,8 @@ _NETWORK = (
 
 
 def _trade_off_caption(found: Comparison) -> str:
-    which = "that were held out" if found.held_out else "that the layers were pruned on (none were held out)"
+    first = " from the first run" if len(found.reports) > 1 else ""
+    which = f"that were held out{first}" if found.held_out else "that the layers were pruned on (none were held out)"
     return (
         "Each layer by itself, from the unpruned network's inputs: the error of its outputs against the weights that "
         "are kept. The line is magnitude pruning of the same layer, which keeps its largest weights as they are; the "
@@ -199,7 +217,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _overview(names: Sequence[str], found: Comparison) -> Figure:
-    layers = [layer.name for layer in found.layers]
+    layers = [_label(layer.name) for layer in found.layers]
     count, runs = len(layers), len(names)
     figure = _figure(10, max(1.6, 0.34 * count * (1 + 0.35 * (runs - 1)) + 0.9))
     kept, error = figure.subplots(1, 2, sharey=True)
@@ -207,7 +225,9 @@ def _overview(names: Sequence[str], found: Comparison) -> Figure:
     for k, (name, report) in enumerate(zip(names, found.reports, strict=True)):
         colour, places = COLOURS[k % len(COLOURS)], np.arange(count) + (k - (runs - 1) / 2) * height
         rows = report["layers"]
-        kept.barh(places, [100 * r["kept"] / r["weights"] for r in rows], 0.9 * height, color=colour, label=name)
+        kept.barh(
+            places, [100 * r["kept"] / r["weights"] for r in rows], 0.9 * height, color=colour, label=_label(name)
+        )
         error.barh(places, [100 * r["error"] for r in rows], 0.9 * height, color=colour)
         held = [math.nan if r["holdout"] is None else 100 * r["holdout"] for r in rows]
         error.barh(places, held, 0.9 * height, color="none", edgecolor="black", linewidth=0.8)
@@ -225,21 +245,26 @@ def _overview(names: Sequence[str], found: Comparison) -> Figure:
 
 
 def _trade_off(names: Sequence[str], found: Comparison) -> Figure:
-    from nettrim.torch.comparison import FRACTIONS
-
     count = len(found.layers)
     across = min(ACROSS, count)
     down = -(-count // across)
     figure = _figure(10, 2.3 * down + 0.4)
     panels = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
     for axes, layer in zip(panels, found.layers, strict=False):
-        axes.plot(100 * np.array(FRACTIONS), 100 * np.array(layer.magnitude), color=GREY, label="magnitude")
+        axes.plot(100 * np.array(layer.fractions), 100 * np.array(layer.magnitude), color=GREY, label="magnitude")
         for k, (density, error) in enumerate(layer.points):
             colour = COLOURS[k % len(COLOURS)]
-            axes.plot(100 * density, 100 * error, marker="o", color=colour, linestyle="none", label=names[k])
-        axes.set_title(layer.name, loc="left", fontsize=9)
+            axes.plot(
+                max(100 * density, LEAST),
+                100 * error,
+                marker="o",
+                color=colour,
+                linestyle="none",
+                label=_label(names[k]),
+            )
+        axes.set_title(_label(layer.name), loc="left", fontsize=9)
         axes.set_xscale("log")
-        axes.set_xlim(min(0.8, 80 * min(d for d, _ in layer.points)), 110)
+        axes.set_xlim(max(LEAST, min(0.8, 80 * min(d for d, _ in layer.points))), 110)
         axes.set_ylim(0, 105)
         axes.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
         axes.minorticks_off()
@@ -257,7 +282,7 @@ def _network_trade_off(names: Sequence[str], found: Comparison) -> Figure:
     for k, (name, report) in enumerate(zip(names, found.reports, strict=True)):
         rows, last, colour = report["layers"], report["layers"][-1], COLOURS[k % len(COLOURS)]
         kept = 100 * sum(row["kept"] for row in rows) / sum(row["weights"] for row in rows)
-        axes.plot(kept, 100 * last["error"], marker="o", color=colour, linestyle="none", label=name)
+        axes.plot(kept, 100 * last["error"], marker="o", color=colour, linestyle="none", label=_label(name))
         if last["holdout"] is not None:
             axes.plot(kept, 100 * last["holdout"], marker="o", markerfacecolor="none", color=colour)
     axes.set_xlabel("weights and biases kept, %")

@@ -14,8 +14,7 @@ from nettrim.units import align, as_bytes, as_seconds
 __all__ = ["LayerPlan", "NetworkPlan", "plan_layer"]
 
 #: products with all samples, there and back, that a solve costs: working sets take about 15 and then work on parts of
-#: the layer for as long again or several times as long. Against the committed benchmarks this is right within a factor
-#: of about three either way (epsilon .03 to .2, gap 1e-3).
+#: the layer for as long again, or many times as long where much is kept
 PASSES = 100
 #: iterations of ADMM on the moments of a linear layer
 ITERATIONS = 500
@@ -35,8 +34,8 @@ class LayerPlan:
         Rows of the problem (inputs of a neuron, with the bias), its neurons, and samples; of a convolution's group,
         windows count as samples.
     memory : int
-        Bytes that the layer's inputs and outputs and the solver's arrays take in memory; working sets may take up to
-        ``memory_limit`` more.
+        Bytes that the layer's inputs and outputs and the solver's arrays take in memory; on a ReLU layer working sets
+        may take up to ``memory_limit`` more.
     disk : int
         Bytes of a temporary file with the inputs, if they exceed what may be held in memory.
     seconds : float
@@ -75,12 +74,12 @@ class NetworkPlan:
 
     @property
     def memory(self) -> int:
-        """Bytes in memory at most, since layers are solved one after the other."""
+        """Of the largest layer, since they are solved one after the other."""
         return max(layer.memory for layer in self.layers)
 
     @property
     def disk(self) -> int:
-        """Bytes of temporary files at most."""
+        """Of the largest temporary file."""
         return max(layer.disk for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,10 +98,13 @@ class NetworkPlan:
             for p in self.layers
         ]
         last = (as_bytes(self.memory), as_bytes(self.disk) if self.disk else "", as_seconds(self.seconds))
-        rows.append(("at most, in all", "", "", "", "", *last))
+        rows.append(("the largest, and all", "", "", "", "", *last))
         held = f", {self.held_out:,} held out" if self.held_out else ""
-        head = f"plan: {len(self.layers)} layers, {self.samples:,} samples{held}; seconds are a rough estimate"
-        return head + "\n" + align((titles, *rows), left=2)
+        head = f"plan: {len(self.layers)} layers, {self.samples:,} samples{held}"
+        notes = ["seconds: of about the right order only; the fewer weights can go, the longer"]
+        if any(p.kind.endswith("ReLU") for p in self.layers):
+            notes.append("memory: working sets may take up to their memory_limit (2.1 GB) more on a ReLU layer")
+        return "\n".join([head, align((titles, *rows), left=2), *notes])
 
 
 def plan_layer(layer: Layer, P: int, stored: int, budget: float, n_threads: int | None = None) -> LayerPlan:

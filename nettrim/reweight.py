@@ -19,6 +19,7 @@ neuron does not matter; a user's own C multiplies the slopes, so that a bias tha
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,9 +37,11 @@ DELTA = 0.01
 LEAST_GAIN = 0.01
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reweighted(Solution):
     """The round that kept the fewest weights; a `Solution` of the program with the weights C of its norm.
+
+    Its seconds are those of all rounds together.
 
     Attributes
     ----------
@@ -53,6 +56,13 @@ class Reweighted(Solution):
     C: np.ndarray | None = None
     round: int = 1
     rounds: list[dict[str, Any]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, round {self.round} of {len(self.rounds)})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the arrays, for JSON."""
+        return super().to_dict() | {"round": self.round, "rounds": self.rounds}
 
 
 def slopes(W: np.ndarray, C: np.ndarray) -> np.ndarray:
@@ -99,6 +109,7 @@ def reweight(solver: Solver, rounds: int) -> Reweighted:
     problem, settings = solver.problem, solver.settings
     began = time.perf_counter()
     best, best_C, best_round, rows = None, problem.C, 1, []
+    seconds: Counter[str] = Counter()
     try:
         for number in range(1, rounds + 1):
             C = problem.C if best is None else slopes(to_host(best.W, "W"), problem.C)
@@ -113,6 +124,7 @@ def reweight(solver: Solver, rounds: int) -> Reweighted:
                     solver.start(best)
             found = solver.solve()
             rows.append(_row(number, found))
+            seconds.update(found.seconds)
             if best is None:
                 best = found
                 if found.status is not Status.SOLVED:
@@ -130,7 +142,7 @@ def reweight(solver: Solver, rounds: int) -> Reweighted:
     finally:
         solver.settings, solver.problem = settings, problem
     values = {name: getattr(best, name) for name in best.__dataclass_fields__}
-    values["seconds"] = {**best.seconds, "total": sum(row["seconds"] for row in rows)}
+    values["seconds"] = dict(seconds)
     return Reweighted(**values, C=best_C, round=best_round, rounds=rows)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from nettrim.problem import Problem
 from nettrim.report import table
 from nettrim.solution import Certificate, Solution, Status
-from nettrim.units import as_bytes
+from nettrim.units import align, as_bytes
 
 __all__ = [
     "Display",
@@ -119,20 +119,14 @@ def print_pruned(pruned: Any, run: Path, weights: str, sizes: dict[str, int]) ->
 def print_verified(rows: Sequence[Any], settings: dict[str, Any]) -> None:
     """What `nettrim verify` found of a network."""
     gaps = any(row.gap is not None for row in rows)
-    cells = [
-        {
-            "layer": row.name,
-            "kept": f"{row.kept:,} of {row.weights:,}",
-            "error": f"{row.discrepancy:.3%}",
-            "violation": f"{row.violation:.1e}",
-            "claimed": f"{row.claimed:.1e}",
-            **({"gap": f"{row.gap:.1e}"} if gaps else {}),
-            "holds": "yes" if row.holds else "NO",
-        }
+    cells = [("layer", "kept", "error", "violation", "claimed", "gap", "holds")] + [
+        (
+            *(row.name, f"{row.kept:,} of {row.weights:,}", f"{row.discrepancy:.3%}"),
+            *(f"{row.violation:.1e}", f"{row.claimed:.1e}", "" if row.gap is None else f"{row.gap:.1e}"),
+            "yes" if row.holds else "NO",
+        )
         for row in rows
     ]
-    console = open_console()
-    console.print(table(cells))
     feas_tol, gap_tol = settings.get("feas_tol", 1e-4), settings.get("gap_tol", 1e-3)
     asked = f"violation {feas_tol:g}" + (f", gap {gap_tol:g}" if gaps else "")
     lines = [
@@ -140,7 +134,7 @@ def print_verified(rows: Sequence[Any], settings: dict[str, Any]) -> None:
     ]
     if not gaps:
         lines.append("with --bound every layer is solved again, which proves how far its l1 norm is from the smallest")
-    print_lines(console, lines)
+    print_lines(open_console(), [align(cells, left=1), "", *lines])
 
 
 def open_console() -> Any:

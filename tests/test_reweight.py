@@ -213,3 +213,12 @@ def test_a_rounded_layer_is_certified_for_its_round():
     expected = nt.certify(problem.replace(C=solution.C), W, solution.dual)
     assert made.certificates[0] == expected and abs(expected.gap) < 2e-3
     assert prune_layer(old, x, old(x), 0.1, rounds=3).layer.nnz < prune_layer(old, x, old(x), 0.1).layer.nnz
+
+
+def test_it_prints_as_a_line():
+    sol = nt.sparsest(*layer(), 0.1)
+    assert repr(sol).startswith("Reweighted(solved") or repr(sol).startswith("Solution(solved")
+    assert f"round {sol.round} of {len(sol.rounds)})" in repr(sol) and len(repr(sol)) < 150
+    plain = sol.to_dict()
+    assert plain["round"] == sol.round and len(plain["rounds"]) == len(sol.rounds)
+    assert sol.seconds["total"] == pytest.approx(sum(row["seconds"] for row in sol.rounds))

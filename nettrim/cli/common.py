@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from nettrim.files import Refused
 
-__all__ = ["CERTIFIED", "INFEASIBLE", "NOT_CONVERGED", "USAGE", "FeasTol", "GapTol", "Json", "app", "complain", "door"]
+__all__ = [
+    "CERTIFIED",
+    "INFEASIBLE",
+    "NOT_CONVERGED",
+    "USAGE",
+    "FeasTol",
+    "GapTol",
+    "Json",
+    "app",
+    "complain",
+    "door",
+    "quiet_code",
+]
 
 CERTIFIED, USAGE, NOT_CONVERGED, INFEASIBLE = 0, 1, 2, 3
 
@@ -47,14 +60,26 @@ OPTION_NAMES = {"n_threads": "--threads"} | {
 @contextmanager
 def door(about: str = "") -> Iterator[None]:
     """Turn what the library refuses, or warns of, at its door into a line for the user."""
-    with warnings.catch_warnings(record=True) as caught:
+    told: set[str] = set()
+
+    def tell(message: Warning | str, *_: Any) -> None:
+        text = str(message).replace('pass omega="linear"', "use --linear")
+        if text not in told:
+            told.add(text)
+            complain(f"warning: {text}")
+
+    with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = tell  # type: ignore[assignment]
         try:
             yield
         except (ValueError, TypeError) as error:
             name, space, rest = str(error).partition(" ")
             raise Refused(f"{about}{OPTION_NAMES.get(name, name)}{space}{rest}") from error
-        finally:
-            for warning in caught:
-                text = str(warning.message).replace('pass omega="linear"', "use --linear")
-                complain(f"warning: {text}")
+
+
+@contextmanager
+def quiet_code() -> Iterator[None]:
+    """The standard output is for results: what a user's own code prints goes to the standard error."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield

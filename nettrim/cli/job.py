@@ -93,7 +93,10 @@ class Job:
         arrays = self._arrays()
         kept = [p.dtype for p in model.parameters() if p.is_floating_point()]
         dtype = kept[0] if kept else torch.float32
-        tensors = [torch.from_numpy(a) for a in arrays.values()]
+        try:
+            tensors = [torch.from_numpy(np.asarray(a, a.dtype.newbyteorder("="))) for a in arrays.values()]
+        except TypeError as error:
+            raise Refused(f"{self.data} holds what PyTorch has no tensors for: {error}") from error
         batches = []
         for start in range(0, len(tensors[0]), self.batch_size):
             part = [t[start : start + self.batch_size] for t in tensors]
@@ -133,14 +136,23 @@ class Job:
                 raise Refused(f"{name} in {path} has entries that are infinite or NaN")
         return arrays
 
+    def elsewhere(self, model: str | None, weights: Path | None, data: Path | None) -> Job:
+        """The job with what has moved since; a model that is named anew is looked for in the working directory."""
+        changes: dict[str, Any] = {"model": model, "folder": str(Path.cwd())} if model is not None else {}
+        if weights is not None:
+            changes["weights"] = str(weights.resolve())
+        if data is not None:
+            changes["data"] = str(data.resolve())
+        return replace(self, **changes)
+
     def write(self, run: Path) -> None:
         """Keep it in the folder of a run."""
         with write_atomically(run / FILE) as file:
             file.write(to_json(asdict(self)).encode())
 
     @classmethod
-    def read(cls, run: Path) -> Job:
-        """The job of a run.
+    def read(cls, run: Path, trusted: bool = False) -> Job:
+        """The job of a run; unless trusted, none whose code is in the folder of the run, which may be another's.
 
         Raises
         ------
@@ -154,6 +166,12 @@ class Job:
             found = json.loads(path.read_text())
             job = cls(**found)
             job = replace(job, inputs=tuple(job.inputs))
+            inside = Path(job.folder, job.model.rpartition(":")[0]).resolve().is_relative_to(run.resolve())
+            if not trusted and (not Path(job.folder).is_absolute() or inside):
+                raise Refused(
+                    f"{path} names code in the folder of the run itself, which nettrim prune does not write: if you "
+                    "trust it, name the model with --model"
+                )
             names = (job.model, job.folder, job.data, *job.inputs, job.weights or "")
             if not all(isinstance(value, str) for value in names) or not isinstance(job.batch_size, int):
                 raise TypeError("values of wrong types")
@@ -176,16 +194,20 @@ def _imported(spec: str, folder: Path) -> Any:
     where, colon, name = spec.rpartition(":")
     if not colon or not where or not name.isidentifier():
         raise Refused(f'{spec!r} is not a model: write "package.module:function" or "file.py:function"')
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    if where.endswith(".py"):
-        path = folder / where
-        if not path.is_file():
-            raise Refused(f"{path} does not exist")
-        described = importlib.util.spec_from_file_location(path.stem, path)
+    path = folder / where
+    is_file = where.endswith(".py")
+    if is_file and not path.is_file():
+        raise Refused(f"{path} does not exist")
+    # what the model's code imports, now and when it is built, lies beside it, as for `python file.py`
+    beside = str(path.parent if is_file else folder)
+    if beside not in sys.path:
+        sys.path.insert(0, beside)
+    if is_file:
+        # under a name of its own: a file may be called like a module that others use
+        known = f"_model_{path.stem}"
+        described = importlib.util.spec_from_file_location(known, path)
         module = importlib.util.module_from_spec(described)
-        # as an import does: classes find their module, and a second look the same one
-        sys.modules[path.stem] = module
+        sys.modules[known] = module
         with _blamed(f"importing {path}"):
             described.loader.exec_module(module)
     else:

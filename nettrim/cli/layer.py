@@ -12,7 +12,7 @@ import typer
 
 from nettrim import __version__, files, show
 from nettrim.cli.common import CERTIFIED, INFEASIBLE, NOT_CONVERGED, FeasTol, GapTol, Json, app, complain, door
-from nettrim.cli.networks import verify_run
+from nettrim.cli.networks import Data, Model, Weights, verify_run
 from nettrim.files import Precision, Refused
 from nettrim.problem import Problem
 from nettrim.report import to_json
@@ -132,21 +132,24 @@ def _verify(
     bound: Annotated[
         bool, typer.Option("--bound", help="Of a network, solve every layer again and recompute its gap too.")
     ] = False,
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
     as_json: Json = False,
 ) -> int:
     """Recompute certificates from the weights and the samples alone.
 
     Of a layer (IN.npz OUT.npz), in float64 from X, Y, W and the multipliers; of a network (RUN), each layer's
-    violations from the saved weights, the model that the run began with and its samples. What was stored is only shown
-    beside it. Exit code 0 if all is within the tolerances that were claimed (or the proof of infeasibility holds), else
-    2.
+    violations from the saved weights, the model that the run began with and its samples; the code that builds the
+    model, as the run names it, is run. What was stored is only shown beside it. Exit code 0 if all is within the
+    tolerances that were claimed (or the proof of infeasibility holds), else 2.
     """
     if solution_file is None:
         if not problem_file.is_dir():
             raise Refused(f"{problem_file} is not a folder: give IN.npz and OUT.npz of a layer, or the folder of a run")
-        return verify_run(problem_file, bound, as_json)
-    if bound:
-        raise Refused("--bound is for networks: the multipliers of a layer are in its file")
+        return verify_run(problem_file, model, weights, data, bound, as_json)
+    if bound or model or weights or data:
+        raise Refused("--bound, --model, --weights and --data are for networks: a layer's files hold all of it")
     arrays = files.load(problem_file, required=("X", "Y"), optional=("omega", "V", "C"))
     stored = files.load(solution_file, required=("W", "problem"), optional=("dual", "ray"))
     for name in stored.keys() - {"problem"}:

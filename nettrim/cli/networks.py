@@ -9,16 +9,31 @@ from typing import Annotated, Any
 
 import typer
 
-from nettrim import show
-from nettrim.cli.common import CERTIFIED, NOT_CONVERGED, FeasTol, GapTol, Json, app, complain, door
+from nettrim import files, show
+from nettrim.cli.common import CERTIFIED, NOT_CONVERGED, FeasTol, GapTol, Json, app, complain, door, quiet_code
 from nettrim.cli.job import FILE, Job, arguments
 from nettrim.files import Refused
+from nettrim.network import SCHEMES, numbers_for
 from nettrim.report import to_json, write_atomically
+from nettrim.reweight import check_rounds
+from nettrim.settings import Settings
 
-__all__ = ["WEIGHTS", "verify_run"]
+__all__ = ["WEIGHTS", "Data", "Model", "Weights", "verify_run"]
 
+#: runs on one page
+MOST_RUNS = 10
 #: the pruned model in the folder of a run; its report is beside it, with the suffix .json
 WEIGHTS = "pruned.safetensors"
+
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="MODEL", help="As for prune, if it has moved.", show_default=False)
+]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", metavar="FILE", help="As for prune, if moved.", show_default=False)
+]
+Data = Annotated[
+    Path | None, typer.Option("--data", metavar="FILE", help="As for prune, if moved.", show_default=False)
+]
 
 
 @app.command("prune")
@@ -114,6 +129,13 @@ def _prune(
         raise Refused("give --output, the folder of the run (or --plan, which only shows what it will take)")
     if output is not None and output.exists() and not output.is_dir():
         raise Refused(f"--output {output} is not a folder")
+    with door():
+        Settings.make(
+            gap_tol=gap_tol, feas_tol=feas_tol, time_limit=time_limit, n_threads=threads, method=method, backend=backend
+        )
+        check_rounds(rounds)
+    if scheme not in SCHEMES:
+        raise Refused(f"--scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
     numbers: dict[str, Any] = {
         "epsilon": _numbers("--epsilon", epsilon or ["0.05"]),
         "gamma": _numbers("--gamma", gamma or ["1.1"]),
@@ -126,16 +148,18 @@ def _prune(
         tuple(name.strip() for name in inputs.split(",")) if inputs else (),
         batch_size,
     )
-    net = job.build()
-    batches = job.batches(net)
+    with quiet_code():
+        net = job.build()
+        batches = job.batches(net)
     import nettrim.torch as ntt
 
     which: dict[str, Any] = {
         **{"targets": targets or ["*"], "ignore": ignore or [], "arguments": arguments, "samples": samples},
         **{"holdout": holdout, "fold": fold, "memory": memory},
     }
-    with door():
+    with door(), quiet_code():
         plan = ntt.plan(net, batches, **which, n_threads=threads)
+        numbers_for([layer.name for layer in plan.layers], scheme, **numbers)
     if plan_only:
         print(to_json(plan) if as_json else plan.table())
         return CERTIFIED
@@ -145,7 +169,7 @@ def _prune(
     if not (output / FILE).exists():
         job.write(output)
     try:
-        with door(), show.Display(gap_tol, quiet) as display:
+        with door(), quiet_code(), show.Display(gap_tol, quiet) as display:
             follow = _Follower(display, [layer.name for layer in plan.layers])
             pruned = ntt.prune(
                 net,
@@ -188,6 +212,9 @@ def _prune(
 @app.command("report")
 def _report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs of one model.")],
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="PAGE.html", show_default="report.html in the first folder"),
@@ -196,23 +223,29 @@ def _report(
 ) -> int:
     """Draw a page of one run, or of several at other settings: kept and error per layer, weights, trade-off.
 
+    It runs the code that builds the model, as the first run names it.
+
     The page is one file that needs nothing else. The error of magnitude pruning, drawn for comparison, is measured on
     samples that were held out from the first run.
     """
     target = output or runs[0] / "report.html"
-    job = Job.read(runs[0])
+    if len(runs) > MOST_RUNS:
+        raise Refused(f"a page shows {MOST_RUNS} runs at most; got {len(runs)}")
     for run in runs:
-        Job.read(run)
         _finished(run)
-    net = job.build()
-    batches = job.batches(net)
+    files.check_output(target, runs[0] / WEIGHTS)
+    job = _job(runs[0], model, weights, data)
+    with quiet_code():
+        net = job.build()
+        batches = job.batches(net)
     from nettrim import page
     from nettrim.torch.comparison import compare
 
-    with door():
+    with door(), quiet_code():
         found = compare(net, batches, [run / WEIGHTS for run in runs], arguments)
+    names = [run.resolve().name for run in runs]
     try:
-        text = page.render(job.model, [run.name or str(run.resolve().name) for run in runs], found)
+        text = page.render(job.model, names if len(set(names)) == len(runs) else [str(run) for run in runs], found)
     except ImportError as error:
         raise Refused(str(error)) from error
     with write_atomically(target) as file:
@@ -224,15 +257,18 @@ def _report(
     return CERTIFIED
 
 
-def verify_run(run: Path, bound: bool, as_json: bool) -> int:
+def verify_run(
+    run: Path, model: str | None, weights: Path | None, data: Path | None, bound: bool, as_json: bool
+) -> int:
     """`nettrim verify RUN`: recompute what a run promises from its weights, the model and the samples."""
-    job = Job.read(run)
     _finished(run)
-    net = job.build()
-    batches = job.batches(net)
+    job = _job(run, model, weights, data)
+    with quiet_code():
+        net = job.build()
+        batches = job.batches(net)
     import nettrim.torch as ntt
 
-    with door():
+    with door(), quiet_code():
         rows = ntt.verify(run / WEIGHTS, batches, net, arguments=arguments, bound=bound)
         _, about = ntt.load(run / WEIGHTS)
     failed = [row.name for row in rows if not row.holds]
@@ -245,7 +281,14 @@ def verify_run(run: Path, bound: bool, as_json: bool) -> int:
     return NOT_CONVERGED if failed else CERTIFIED
 
 
+def _job(run: Path, model: str | None, weights: Path | None, data: Path | None) -> Job:
+    """What a run worked on, with what the user says of it now; the code is only what the user names, or has named."""
+    return Job.read(run, trusted=model is not None).elsewhere(model, weights, data)
+
+
 def _finished(run: Path) -> None:
+    if not (run / FILE).exists():
+        raise Refused(f"{run} is not the folder of a run of nettrim prune: it has no {FILE}")
     if not (run / WEIGHTS).exists():
         raise Refused(f"{run} is not finished: it has no {WEIGHTS}; the same nettrim prune command goes on with it")
 
@@ -280,6 +323,10 @@ def _numbers(option: str, texts: list[str]) -> float | dict[str, float]:
     found: dict[str, float] = {}
     for text in texts:
         pattern, _, number = text.rpartition("=")
+        if pattern in found:
+            raise Refused(
+                f"{option} has {pattern!r} twice" if pattern else f"{option} is given twice: {', '.join(texts)}"
+            )
         try:
             found[pattern] = float(number)
         except ValueError as error:

@@ -42,8 +42,9 @@ def _study(
         raise Refused(f"studies need more packages: pip install 'nettrim[torch,studies]' ({error})") from error
     if preset not in study.PRESETS:
         raise Refused(f"--preset must be one of {', '.join(study.PRESETS)}; got {preset!r}")
-    records = Records(output / f"{name}.{preset}.jsonl", study.KEY)
+    records = None
     try:
+        records = Records(output / f"{name}.{preset}.jsonl", study.KEY)
         study.run(
             study.PRESETS[preset], records, output / "weights", lambda line: print(line, file=sys.stderr, flush=True)
         )

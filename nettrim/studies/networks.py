@@ -12,9 +12,11 @@ less.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,14 @@ import torch
 from torch import nn
 
 import nettrim.torch as ntt
+from nettrim.report import write_atomically
 from nettrim.studies import data, models, training
 from nettrim.studies.records import Records, interval
 
 __all__ = ["KEY", "PRESETS", "Case", "Config", "run", "table"]
 
 #: what tells records apart
-KEY = ("case", "seed", "scheme", "epsilon", "rounds")
+KEY = ("case", "seed", "scheme", "epsilon", "rounds", "recipe")
 
 _BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "fc": models.fully_connected,
@@ -65,11 +68,6 @@ class Run:
     epochs: int = 0
     calibration: int | None = None
 
-    @property
-    def key(self) -> dict[str, Any]:
-        """The fields that tell it apart."""
-        return {"scheme": self.scheme, "epsilon": self.epsilon, "rounds": self.rounds}
-
 
 @dataclass(frozen=True)
 class Case:
@@ -103,6 +101,12 @@ class Case:
     weight_decay: float = 0.0
     augment: bool = False
     tuning_rate: float = 1e-3
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What makes the trained network."""
+        names = ("name", "data", "epochs", "rate", "weight_decay", "augment")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ def run(config: Config, records: Records, folder: Path, say: Callable[[str], Any
     """
     for case in config.cases:
         for seed in config.seeds:
-            left = [one for one in case.runs if records.find(case=case.name, seed=seed, **one.key) is None]
+            left = [one for one in case.runs if records.find(case=case.name, seed=seed, **_key(case, one)) is None]
             if left:
                 samples = data.load(case.data, seed)
                 model = _trained(case, samples, seed, folder, say)
@@ -163,11 +167,11 @@ def run(config: Config, records: Records, folder: Path, say: Callable[[str], Any
 
 def _trained(case: Case, samples: data.DataSet, seed: int, folder: Path, say: Callable[[str], Any]) -> nn.Module:
     """The trained network, from the folder if it is there."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save
 
     torch.manual_seed(seed)
     model = _BUILDERS[case.name]()
-    path = folder / f"{case.name}, seed {seed}.safetensors"
+    path = folder / f"{case.name}, seed {seed}, {_hash(case.training)}.safetensors"
     if path.exists():
         model.load_state_dict(load_file(path))
         return model.eval()
@@ -177,8 +181,20 @@ def _trained(case: Case, samples: data.DataSet, seed: int, folder: Path, say: Ca
         progress=lambda epoch, loss: say(f"{case.name}, seed {seed}: epoch {epoch} of {case.epochs}, loss {loss:.4f}"),
     )
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(model.state_dict(), path)
+    with write_atomically(path) as file:
+        file.write(save(model.state_dict()))
     return model
+
+
+def _key(case: Case, one: Run) -> dict[str, Any]:
+    """What tells a record from those of other runs, other presets and other versions of this file."""
+    made = {**case.training, **asdict(one), "calibration": one.calibration or case.calibration}
+    recipe = _hash({**made, "tuning_rate": case.tuning_rate})
+    return {"scheme": one.scheme, "epsilon": one.epsilon, "rounds": one.rounds, "recipe": recipe}
+
+
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _pruned(
@@ -197,7 +213,7 @@ def _pruned(
     began = time.perf_counter()
     pruned = ntt.prune(model, loader, one.epsilon, one.scheme, rounds=one.rounds, feas_tol=1e-3)
     row: dict[str, Any] = {
-        **{"case": case.name, "seed": seed, **one.key},
+        **{"case": case.name, "seed": seed, **_key(case, one)},
         "seconds": time.perf_counter() - began,
         "calibration": len(chosen),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -245,9 +261,9 @@ def table(records: Records) -> list[dict[str, str]]:
         epsilon = row["epsilon"]
         if isinstance(epsilon, dict):
             epsilon = ", ".join(f"{pattern}: {number:g}" for pattern, number in epsilon.items())
-        groups.setdefault((row["case"], row["scheme"], f"{epsilon}", row["rounds"]), []).append(row)
+        groups.setdefault((row["case"], row["scheme"], f"{epsilon}", row["rounds"], row["recipe"]), []).append(row)
     rows = []
-    for (case, scheme, epsilon, rounds), found in groups.items():
+    for (case, scheme, epsilon, rounds, _), found in groups.items():
         rows.append(
             {
                 "network": case,

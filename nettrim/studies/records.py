@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nettrim import __version__
-from nettrim.report import to_json
+from nettrim.report import to_json, write_atomically
 
 __all__ = ["Records", "environment", "interval"]
 
@@ -70,10 +70,10 @@ class Records:
             raise ValueError(f"{self.path} has a record of {self._of(fields)} already")
         row = json.loads(to_json({**fields, "environment": environment()}))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        whole = self.rows and not self.path.read_bytes().endswith(b"\n")
-        if whole or (not self.rows and self.path.exists()):
-            # what a run that was killed left of its last line
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        if self.path.exists() and not (self.rows and self.path.read_bytes().endswith(b"\n")):
+            # a run that was killed left a part of its last line
+            with write_atomically(self.path) as whole:
+                whole.write("".join(json.dumps(earlier) + "\n" for earlier in self.rows).encode())
         with open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()

@@ -1,4 +1,4 @@
-"""Training as the studies do it: Adam or SGD, a rate that decays to zero by a cosine, seeded."""
+"""Training as the studies do it: Adam with weight decay, a rate that decays to zero by a cosine, seeded."""
 
 from __future__ import annotations
 

@@ -14,7 +14,20 @@ from torch import nn
 
 from nettrim.torch.watch import undisturbed
 
-__all__ = ["Store", "arguments_of", "batches_of", "digest", "evaluating", "head", "length", "observe", "raw", "split"]
+__all__ = [
+    "Store",
+    "arguments_of",
+    "batches_of",
+    "check_arguments",
+    "digest",
+    "evaluating",
+    "head",
+    "length",
+    "observe",
+    "raw",
+    "split",
+    "state_digest",
+]
 
 #: arguments of a batch for the model: positional ones and keywords
 Arguments = Callable[[Any], tuple[tuple, dict]]
@@ -59,10 +72,12 @@ def batches_of(loader: Iterable[Any], samples: int | None = None) -> list[Any]:
     TypeError
         `loader` is not iterable, or is a single tensor.
     ValueError
-        It is empty.
+        It is empty, or `samples` is below 1.
     """
     if isinstance(loader, torch.Tensor) or not isinstance(loader, Iterable):
         raise TypeError(f"loader must be an iterable of batches; got {type(loader).__name__}: wrap one batch in a list")
+    if samples is not None and samples < 1:
+        raise ValueError(f"samples must be at least 1; got {samples}")
     kept: list[Any] = []
     count = 0
     for batch in loader:
@@ -155,6 +170,24 @@ def digest(batches: list[Any], arguments: Arguments) -> str:
     return hashed.hexdigest()
 
 
+def check_arguments(model: Any, holdout: float, targets: Any) -> None:
+    """What can be told of them before the model runs."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    if isinstance(holdout, bool) or not 0 <= holdout < 1:
+        raise ValueError(f"holdout must be in [0, 1); got {holdout}")
+    if isinstance(targets, str):
+        raise TypeError(f"targets must be a list of patterns; got the string {targets!r}")
+
+
+def state_digest(model: nn.Module) -> str:
+    """Of a model's weights and buffers, with their names."""
+    hashed = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        hashed.update(name.encode() + raw(tensor))
+    return hashed.hexdigest()
+
+
 class _Reached(Exception):
     """The layer has been reached: what comes after it is not needed."""
 
@@ -196,9 +229,10 @@ def observe(
     found: list[list[np.ndarray]] = [[] for _ in modules]
 
     def hook_of(k: int) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple, outputs: Any = None) -> None:
+        def hook(module: nn.Module, inputs: tuple, keywords: dict, outputs: Any = None) -> None:
             # copied at once: what follows may work in place
-            found[k].append(_to_numpy(inputs[0] if what == "inputs" else outputs))
+            seen = outputs if what == "outputs" else inputs[0] if inputs else keywords["input"]
+            found[k].append(_to_numpy(seen))
             if stop:
                 raise _Reached
 
@@ -208,7 +242,7 @@ def observe(
     try:
         for k, module in enumerate(modules):
             register = module.register_forward_pre_hook if what == "inputs" else module.register_forward_hook
-            handles.append(register(hook_of(k)))
+            handles.append(register(hook_of(k), with_kwargs=True))
         with contextlib.suppress(_Reached):
             model(*arguments[0], **arguments[1])
     finally:

@@ -13,7 +13,17 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from nettrim.torch.capture import Arguments, arguments_of, batches_of, evaluating, head, length, observe, split
+from nettrim.torch.capture import (
+    Arguments,
+    arguments_of,
+    batches_of,
+    evaluating,
+    head,
+    length,
+    observe,
+    split,
+    state_digest,
+)
 from nettrim.torch.fold import fold_batch_norm
 from nettrim.torch.store import load
 
@@ -34,8 +44,10 @@ class LayerComparison:
     name : str
     before, after : (N, M) array
         Weights of the unpruned layer and of the first run: a column a neuron, without biases.
-    magnitude : list of float
-        Relative error with the largest weights kept, for each of `FRACTIONS`.
+    groups : int
+        Of a convolution.
+    fractions, magnitude : list of float
+        Fractions of weights, and the relative error with so many of the largest kept.
     points : list of (float, float)
         For each run, the fraction of weights kept and the relative error.
     """
@@ -43,6 +55,8 @@ class LayerComparison:
     name: str
     before: np.ndarray
     after: np.ndarray
+    groups: int
+    fractions: list[float]
     magnitude: list[float]
     points: list[tuple[float, float]]
 
@@ -94,13 +108,15 @@ def compare(
     Raises
     ------
     ValueError
-        A file is not one of nettrim's, or has other layers than the first.
+        A file is not one of nettrim's, has other layers than the first, or was pruned from other weights.
     """
     states, reports = zip(*(load(path) for path in paths), strict=True)
-    names = [row["name"] for row in reports[0]["layers"]]
+    names, given = [row["name"] for row in reports[0]["layers"]], state_digest(model)
     for path, report in zip(paths, reports, strict=True):
         if [row["name"] for row in report["layers"]] != names or report["folded"] != reports[0]["folded"]:
             raise ValueError(f"{path} has other layers than {paths[0]}: compare runs of one model and the same targets")
+        if report["settings"].get("original", given) != given:
+            raise ValueError(f"{path} was pruned from other weights than the model has: compare runs of one model")
     settings = reports[0]["settings"]
     used, back = split(batches_of(loader, settings["samples"]), settings["holdout"])
     batches = head(back or used, SAMPLES)
@@ -115,6 +131,7 @@ def compare(
             calls = [x for batch in batches for x in observe(original, [module], arguments(batch), "inputs")[0]]
             inputs = [torch.from_numpy(x).to(own["weight"]) for x in calls]
             measure = _Measure(module, inputs, row["kind"].endswith("ReLU"))
+            counts = sorted({max(1, round(fraction * own["weight"].numel())) for fraction in FRACTIONS})
             prefix = f"{row['name']}." if row["name"] else ""
             pruned = [{name: state[prefix + name].to(p) for name, p in own.items()} for state in states]
             layers.append(
@@ -122,7 +139,9 @@ def compare(
                     row["name"],
                     _columns(own["weight"]),
                     _columns(pruned[0]["weight"]),
-                    [measure(own | {"weight": _largest(own["weight"], fraction)}) for fraction in FRACTIONS],
+                    getattr(module, "groups", 1),
+                    [count / own["weight"].numel() for count in counts],
+                    [measure(own | {"weight": _largest(own["weight"], count)}) for count in counts],
                     [(float((p["weight"] != 0).double().mean()), measure(p)) for p in pruned],
                 )
             )
@@ -149,9 +168,8 @@ class _Measure:
         return squares**0.5 / (self.size or 1.0)
 
 
-def _largest(weight: torch.Tensor, fraction: float) -> torch.Tensor:
+def _largest(weight: torch.Tensor, count: int) -> torch.Tensor:
     """The largest entries, and zeros."""
-    count = max(1, round(fraction * weight.numel()))
     kept = torch.zeros_like(weight).flatten()
     chosen = weight.abs().flatten().topk(count).indices
     kept[chosen] = weight.flatten()[chosen]

@@ -12,7 +12,16 @@ from torch import nn
 
 from nettrim.layer import Layer
 from nettrim.planning import LayerPlan, NetworkPlan, plan_layer
-from nettrim.torch.capture import Arguments, arguments_of, batches_of, evaluating, length, observe, split
+from nettrim.torch.capture import (
+    Arguments,
+    arguments_of,
+    batches_of,
+    check_arguments,
+    evaluating,
+    length,
+    observe,
+    split,
+)
 from nettrim.torch.fold import fold_batch_norm
 from nettrim.torch.graph import Target, find_targets, layer_of
 from nettrim.units import to_bytes
@@ -36,7 +45,7 @@ def plan(
     """Bytes and rough seconds of each layer that `prune` would solve with these arguments.
 
     The model runs on one batch; sizes on the others are taken to be alike. Seconds follow from the speed of products on
-    this machine, which is measured, and a count of passes that the layer may need three times more or less of.
+    this machine, which is measured, and a count of passes: they are of the right order, not more.
 
     Parameters
     ----------
@@ -55,13 +64,15 @@ def plan(
     TypeError, ValueError
         As `prune`.
     """
+    check_arguments(model, holdout, targets)
+    budget = to_bytes(memory)
     calibration, held_out = split(batches_of(loader, samples), holdout)
     original = copy.deepcopy(model)
     args, kwargs = arguments(calibration[0])
     if fold:
         fold_batch_norm(original, args, kwargs)
     found = find_targets(original, args, kwargs, targets, ignore)
-    return plan_of(original, found, calibration, held_out, arguments, to_bytes(memory), n_threads)
+    return plan_of(original, found, calibration, held_out, arguments, budget, n_threads)
 
 
 def plan_of(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
 import time
@@ -22,7 +21,17 @@ from nettrim.network import SCHEMES, LayerReport, describe, numbers_for, table
 from nettrim.report import to_json, write_atomically
 from nettrim.reweight import check_rounds
 from nettrim.settings import Settings
-from nettrim.torch.capture import Arguments, arguments_of, batches_of, digest, evaluating, observe, raw, split
+from nettrim.torch.capture import (
+    Arguments,
+    arguments_of,
+    batches_of,
+    check_arguments,
+    digest,
+    evaluating,
+    observe,
+    split,
+    state_digest,
+)
 from nettrim.torch.fold import fold_batch_norm
 from nettrim.torch.graph import Target, find_targets, layer_of
 from nettrim.torch.planning import plan_of
@@ -170,11 +179,13 @@ def prune(
     """
     Settings.make(**settings)
     check_rounds(rounds)
-    # what changes no weights is not part of what makes a run
-    counting = {name: value for name, value in settings.items() if name not in ("callback", "verbose", "n_threads")}
-    _check(model, scheme, holdout, targets)
+    stored = {name: value for name, value in settings.items() if name not in ("callback", "verbose", "n_threads")}
+    check_arguments(model, holdout, targets)
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
     budget = to_bytes(memory)
     calibration, held_out = split(batches_of(loader, samples), holdout)
+    given = state_digest(model)
     original = copy.deepcopy(model)
     args, kwargs = arguments(calibration[0])
     folded = fold_batch_norm(original, args, kwargs) if fold else []
@@ -186,10 +197,12 @@ def prune(
         print(plan_of(original, found, calibration, held_out, arguments, budget, settings.get("n_threads")).table())
     programs = Programs(original, pruned, calibration, arguments, penalise_bias, budget)
     run = _Run(programs, directory, rounds, settings)
-    options = {"epsilon": epsilon, "scheme": scheme, "gamma": gamma, "holdout": holdout, "samples": samples}
-    options |= {} if rounds == 1 else {"rounds": rounds}
     numbers = numbers_for([target.name for target in found], scheme, epsilon, gamma)
-    run.begin(found, options | counting)
+    options = {"scheme": scheme, "rounds": rounds, "penalise_bias": penalise_bias, "holdout": holdout}
+    # with other limits, a layer that is finished is the same
+    limits = ("time_limit", "max_iterations")
+    making = {name: value for name, value in stored.items() if name not in limits}
+    run.begin(found, {"numbers": numbers, **options, **making})
     reports = []
     for k, (target, number) in enumerate(zip(found, numbers, strict=True)):
         slack = scheme == "cascade" and k > 0
@@ -204,7 +217,10 @@ def prune(
     if inplace:
         model.load_state_dict(pruned.state_dict())
         pruned = model
-    about = options | {"penalise_bias": penalise_bias, "calibration": digest(calibration, arguments), **counting}
+    about = {
+        **{"epsilon": epsilon, "gamma": gamma, "samples": samples, **options, **stored},
+        **{"calibration": digest(calibration, arguments), "original": given},
+    }
     return PrunedModel(pruned, reports, scheme, folded, _plain(about))
 
 
@@ -214,37 +230,44 @@ class _Run:
     def __init__(self, programs: Programs, directory: Any, rounds: int, settings: dict[str, Any]):
         self.programs, self.rounds, self.settings = programs, rounds, settings
         self.directory = None if directory is None else Path(directory)
-        self.count = 0
+        self.count, self.solved = 0, False
 
     def begin(self, found: list[Target], options: dict[str, Any]) -> None:
         """Open the directory: what is in it must be of the same run."""
         if self.directory is None:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
-        text = {"targets": [t.name for t in found], "penalise_bias": self.programs.penalise_bias, **options}
-        hashed = hashlib.sha256(json.dumps(_plain(text), sort_keys=True).encode())
-        for name, tensor in self.programs.original.state_dict().items():
-            hashed.update(name.encode() + raw(tensor))
-        hashed.update(digest(self.programs.batches, self.programs.arguments).encode())
+        made = {
+            "targets": [t.name for t in found],
+            **options,
+            "weights": state_digest(self.programs.original),
+            "samples, or their order or batches": digest(self.programs.batches, self.programs.arguments),
+        }
+        made = json.loads(to_json(_plain(made)))
         path = self.directory / "run.json"
-        if path.exists() and json.loads(path.read_text())["run"] != hashed.hexdigest():
-            raise ValueError(
-                f"{self.directory} holds layers of another run (other weights or options, other samples or another "
-                "order of them: does the loader shuffle?): choose another directory"
-            )
+        if path.exists():
+            earlier = json.loads(path.read_text())
+            other = [name for name in made.keys() | earlier.keys() if made.get(name) != earlier.get(name)]
+            if other:
+                raise ValueError(
+                    f"{self.directory} holds layers of another run, which differs in its {', '.join(sorted(other))}: "
+                    "choose another directory"
+                )
         with write_atomically(path) as file:
-            file.write(to_json({"run": hashed.hexdigest(), **_plain(text)}).encode())
+            file.write(to_json(made).encode())
 
     def layer(self, target: Target, number: float, cascade: bool, slack: bool) -> LayerReport:
         """Prune one layer of `pruned`, or take it from the directory."""
         path = None if self.directory is None else self.directory / f"layer_{self.count:03d}.npz"
         self.count += 1
         module = self.programs.pruned.get_submodule(target.name)
-        if path is not None and path.exists():
+        # in the cascade scheme what comes after a layer was solved for what it put out
+        if path is not None and path.exists() and not (cascade and self.solved):
             with np.load(path, allow_pickle=False) as kept:
                 report = LayerReport(**json.loads(str(kept["report"])))
                 _assign(module, kept["weight"], kept["bias"] if "bias" in kept else None)
             return report
+        self.solved = True
         layer = layer_of(target)
         began = time.perf_counter()
         with (
@@ -295,17 +318,6 @@ def _assign(module: Any, weight: np.ndarray, bias: np.ndarray | None) -> None:
         module.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight)))
         if bias is not None:
             module.bias.copy_(torch.from_numpy(np.ascontiguousarray(bias)))
-
-
-def _check(model: Any, scheme: str, holdout: float, targets: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    if scheme not in SCHEMES:
-        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
-    if isinstance(holdout, bool) or not 0 <= holdout < 1:
-        raise ValueError(f"holdout must be in [0, 1); got {holdout}")
-    if isinstance(targets, str):
-        raise TypeError(f"targets must be a list of patterns; got the string {targets!r}")
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ import torch
 from torch import nn
 
 from nettrim.network import value_for
-from nettrim.reweight import reweight
+from nettrim.settings import Settings
 from nettrim.solution import certify
 from nettrim.solver import Solver
-from nettrim.torch.capture import Arguments, arguments_of, batches_of, digest, evaluating, split
+from nettrim.torch.capture import Arguments, arguments_of, batches_of, digest, evaluating, split, state_digest
 from nettrim.torch.fold import fold_batch_norm
 from nettrim.torch.graph import find_targets, layer_of
 from nettrim.torch.programs import Programs
@@ -81,7 +82,8 @@ def verify(
     arguments : callable, optional
         As given to `prune`.
     bound : bool
-        Solve every layer again for a lower bound of its l1 norm, and recompute the gap.
+        Solve every layer again for a lower bound of its l1 norm, and recompute the gap. Not of layers whose weights are
+        from a later round of reweighting: the norm that it minimised is not in the file.
     memory : float
         Bytes of a layer's inputs in memory.
 
@@ -97,7 +99,7 @@ def verify(
     Raises
     ------
     TypeError, ValueError
-        The file is not one of nettrim's, or does not fit the model; the message says how.
+        The file is not one of nettrim's, does not fit the model, or was pruned from other weights; the message says.
     """
     state, about = load(path)
     settings: Mapping[str, Any] = about["settings"]
@@ -110,17 +112,19 @@ def verify(
             UserWarning,
             stacklevel=2,
         )
+    if settings.get("original", state_digest(model)) != state_digest(model):
+        raise ValueError(f"{path} was pruned from other weights than the model has")
     original = copy.deepcopy(model)
     args, kwargs = arguments(batches[0])
     if about["folded"]:
         fold_batch_norm(original, args, kwargs)
-    found = find_targets(original, args, kwargs, list(claims))
+    found = find_targets(original, args, kwargs, [f"re:{re.escape(name)}" for name in claims])
     missing = set(claims) - {target.name for target in found}
     if missing:
         raise ValueError(f"{path} has layers that the model does not: {', '.join(sorted(missing))}")
     pruned = copy.deepcopy(original)
     programs = Programs(original, pruned, batches, arguments, settings["penalise_bias"], memory)
-    own = {"gap_tol", "feas_tol", "method", "backend", "max_iterations", "time_limit", "n_threads"}
+    own = set(Settings.names())
     # JSON has no infinity: no limit is None there
     solving = {name: value for name, value in settings.items() if name in own and value is not None}
     gap_tol, feas_tol = settings.get("gap_tol", 1e-3), settings.get("feas_tol", 1e-4)
@@ -129,6 +133,8 @@ def verify(
         module: Any = pruned.get_submodule(target.name)
         slack = scheme == "cascade" and k > 0
         number = value_for(settings["gamma" if slack else "epsilon"], target.name, "gamma" if slack else "epsilon")
+        # the norm that a later round of reweighting minimised is not in the file
+        bounded = bound and claims[target.name].get("round", 1) == 1
         # the file's weights take their place after their problem has been made from what comes before
         before = layer_of(target)
         with (
@@ -146,14 +152,10 @@ def verify(
             held = layer_of(type(target)(target.name, module, target.relu, target.calls))
             found_here = []
             for m, problem in made:
-                dual = None
-                if bound:
-                    # the norm whose gap is recomputed is that of the round in which this solve ends
-                    again = reweight(Solver(problem, **solving), settings.get("rounds", 1))
-                    problem, dual = problem.replace(C=again.C), again.dual
+                dual = Solver(problem, **solving).solve().dual if bounded else None
                 found_here.append(certify(problem, held.weights(m).astype(problem.dtype), dual))
         violation = max(c.violation for c in found_here)
-        gap = max((c.gap for c in found_here), key=abs) if bound else None
+        gap = max((c.gap for c in found_here), key=abs) if bounded else None
         # as in the report of the pruning: a status that fell short stays so
         holds = violation <= feas_tol * (1 + 1e-6) and (gap is None or abs(gap) <= gap_tol * (1 + 1e-6))
         squares = sum((c.discrepancy * p.y_norm) ** 2 for c, (_, p) in zip(found_here, made, strict=True))
