@@ -323,10 +323,9 @@ def numbers_for(
     TypeError, ValueError
         Not a number, none for a layer, a pattern that fits none, epsilon outside of (0, 1), or gamma below 1.
     """
-    for what, given in (("epsilon", epsilon), ("gamma", gamma)):
-        for pattern in given if isinstance(given, Mapping) else ():
-            if not any(matches(name, [pattern]) for name in names):
-                raise ValueError(f"{what} has the pattern {pattern!r}, which fits no layer: {', '.join(names)}")
+    cascade = scheme == "cascade"
+    _check_patterns("epsilon", epsilon, names[:1] if cascade else names, cascade)
+    _check_patterns("gamma", gamma, names[1:], cascade)
     numbers = []
     for k, name in enumerate(names):
         what = "gamma" if scheme == "cascade" and k > 0 else "epsilon"
@@ -341,6 +340,24 @@ def numbers_for(
             raise ValueError(f"gamma must be at least 1; got {number} for {name!r}")
         numbers.append(float(number))
     return numbers
+
+
+def _check_patterns(what: str, given: Any, names: Sequence[str], cascade: bool) -> None:
+    """That each pattern is the first that fits some layer: a number that is given and not used is a mistake."""
+    used = {
+        next((pattern for pattern in given if matches(name, [pattern])), None)
+        for name in (names if isinstance(given, Mapping) else ())
+    }
+    for pattern in given if isinstance(given, Mapping) and names else ():
+        if pattern not in used:
+            fits = [name for name in names if matches(name, [pattern])]
+            why = (
+                f"the first that fits counts, and another comes before it for {', '.join(fits)}"
+                if fits
+                else "fits no layer"
+            )
+            scope = " (in the cascade scheme epsilon is the first layer's, gamma that of the others)" if cascade else ""
+            raise ValueError(f"{what} has the pattern {pattern!r}, but {why} of {', '.join(names)}{scope}")
 
 
 def value_for(value: float | Mapping[str, float], name: str, what: str) -> float:

@@ -80,8 +80,13 @@ def render(model: str, names: Sequence[str], found: Comparison) -> str:
         sections=sections,
         pictures=pictures,
         version=__version__,
-        settings=html.escape(", ".join(f"{k} = {v}" for k, v in report["settings"].items() if k != "calibration")),
+        settings=html.escape(", ".join(f"{k} = {v}" for k, v in _shown(report["settings"]).items())),
     )
+
+
+def _shown(settings: dict[str, Any]) -> dict[str, Any]:
+    """What was set; not the digests."""
+    return {k: v for k, v in settings.items() if v is not None and k not in ("calibration", "original")}
 
 
 # tables
@@ -306,7 +311,7 @@ def _pictures(layer: LayerComparison) -> str:
     """A layer's absolute weights before and after, inputs downwards, on one scale."""
     scale = float(np.quantile(np.abs(layer.before), 0.995)) or 1.0
     images = "".join(
-        f"<figure>{_image(_png(np.abs(W) / scale), f'{layer.name} {when}', 'image/png', _class(W))}"
+        f"<figure>{_image(_png(np.abs(W) / scale), f'{layer.name} {when}', 'image/png', _zoom(W))}"
         f"<figcaption>{when}</figcaption></figure>"
         for when, W in (("before", layer.before), ("after", layer.after))
     )
@@ -315,8 +320,11 @@ def _pictures(layer: LayerComparison) -> str:
     return f'<div class="layer"><h3>{name} <span>{rows:,} inputs x {columns:,} neurons</span></h3>{images}</div>\n'
 
 
-def _class(W: np.ndarray) -> str:
-    return "small" if max(W.shape) <= SIDE // 4 else ""
+def _zoom(W: np.ndarray) -> str:
+    """Width of the picture: small matrices are enlarged, and slim ones not too slim."""
+    rows, columns = W.shape
+    zoom = max(1, SIDE // (2 * max(rows, columns)))
+    return f' style="width: {min(max(zoom * columns, 24), SIDE)}px"'
 
 
 def _png(relative: np.ndarray) -> bytes:
@@ -333,10 +341,9 @@ def _png(relative: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _image(data: bytes, label: str, kind: str, name: str = "") -> str:
+def _image(data: bytes, label: str, kind: str, style: str = "") -> str:
     text = base64.b64encode(data).decode()
-    marked = f' class="{name}"' if name else ""
-    return f'<img{marked} alt="{html.escape(label)}" src="data:{kind};base64,{text}">'
+    return f'<img{style} alt="{html.escape(label)}" src="data:{kind};base64,{text}">'
 
 
 _PAGE = Template("""<!doctype html>
@@ -360,7 +367,7 @@ th { color: #66727a; font-weight: normal; vertical-align: bottom; } .l { text-al
 td { font-variant-numeric: tabular-nums; }
 img { max-width: 100%; } figure { display: inline-block; margin: 0 14px 0 0; vertical-align: top; }
 figure img { border: 1px solid #d5dade; image-rendering: pixelated; max-width: 320px; }
-figure img.small { min-width: 120px; } figcaption { font-size: 12px; color: #66727a; }
+figcaption { font-size: 12px; color: #66727a; }
 .layers { display: flex; flex-wrap: wrap; gap: 22px 30px; } dt { font-weight: 600; }
 dd { margin: 0 0 6px; color: #47525a; }
 footer { margin-top: 40px; font-size: 12px; color: #66727a; overflow-wrap: anywhere; }

@@ -98,7 +98,7 @@ class NetworkPlan:
             for p in self.layers
         ]
         last = (as_bytes(self.memory), as_bytes(self.disk) if self.disk else "", as_seconds(self.seconds))
-        rows.append(("the largest, and all", "", "", "", "", *last))
+        rows.append(("all, one at a time", "", "", "", "", *last))
         held = f", {self.held_out:,} held out" if self.held_out else ""
         head = f"plan: {len(self.layers)} layers, {self.samples:,} samples{held}"
         notes = ["seconds: of about the right order only; the fewer weights can go, the longer"]

@@ -29,6 +29,8 @@ __all__ = [
 RAY_PROVES = 1e4
 #: seconds between two lines of progress where there is no terminal
 LINE_EVERY = 5.0
+#: held-out error over that on the calibration samples from which these are said to be too few
+APART = 2.0
 #: columns of tables where there is no terminal to ask
 PLAIN_WIDTH = 100
 
@@ -106,6 +108,7 @@ def print_pruned(pruned: Any, run: Path, weights: str, sizes: dict[str, int]) ->
         f"kept        {kept:,} of {all_weights:,} weights and biases of these layers ({kept / all_weights:.2%})",
         "error       of each layer's outputs in the pruned network, relative, on the calibration samples",
         *(["held out    the same, on samples that were held out"] if pruned.reports[0].holdout is not None else []),
+        *_note_on_samples(pruned.reports),
         f"size        {as_bytes(sizes['dense'])} dense, {as_bytes(sizes['csr'])} CSR, {as_bytes(sizes['bitmask'])}"
         " as a bit mask with values",
         f"written to  {run / weights}, and the report beside it as .json",
@@ -116,13 +119,23 @@ def print_pruned(pruned: Any, run: Path, weights: str, sizes: dict[str, int]) ->
     print_lines(open_console(), lines)
 
 
-def print_verified(rows: Sequence[Any], settings: dict[str, Any]) -> None:
+def _note_on_samples(reports: Sequence[Any]) -> list[str]:
+    """A line if held-out errors are far from those on the calibration samples."""
+    apart = [r.name for r in reports if r.holdout is not None and r.holdout > APART * r.error]
+    if not apart:
+        return []
+    return [f"samples     too few: held out, the error of {', '.join(apart)} is more than {APART:g} times as large"]
+
+
+def print_verified(rows: Sequence[Any], settings: dict[str, Any], bound: bool) -> None:
     """What `nettrim verify` found of a network."""
     gaps = any(row.gap is not None for row in rows)
-    cells = [("layer", "kept", "error", "violation", "claimed", "gap", "holds")] + [
+    short = any(row.status != "solved" for row in rows)
+    cells = [("layer", "kept", "error", "violation", "claimed", "gap", "status", "holds")] + [
         (
             *(row.name, f"{row.kept:,} of {row.weights:,}", f"{row.discrepancy:.3%}"),
             *(f"{row.violation:.1e}", f"{row.claimed:.1e}", "" if row.gap is None else f"{row.gap:.1e}"),
+            row.status.replace("_", " ") if short else "",
             "yes" if row.holds else "NO",
         )
         for row in rows
@@ -130,10 +143,16 @@ def print_verified(rows: Sequence[Any], settings: dict[str, Any]) -> None:
     feas_tol, gap_tol = settings.get("feas_tol", 1e-4), settings.get("gap_tol", 1e-3)
     asked = f"violation {feas_tol:g}" + (f", gap {gap_tol:g}" if gaps else "")
     lines = [
-        f"tolerances: {asked}; error is that of a layer's outputs on Omega, relative, from the inputs of its scheme"
+        f"tolerances   {asked}",
+        "error        of a layer's active outputs by itself, relative, which epsilon limits",
     ]
-    if not gaps:
-        lines.append("with --bound every layer is solved again, which proves how far its l1 norm is from the smallest")
+    if not bound:
+        lines.append("gaps         --bound solves every layer again, to prove how far its l1 norm is from the smallest")
+    elif any(row.gap is None for row in rows):
+        lines.append("gaps         not of reweighted layers: the norm of their round is not in the file")
+    if short:
+        lines.append("status       as the run left it: a layer that was not solved has the weights that it had before")
+    lines.append("All layers hold." if all(row.holds for row in rows) else "Not all layers hold.")
     print_lines(open_console(), [align(cells, left=1), "", *lines])
 
 

@@ -449,10 +449,11 @@ def test_a_run_says_what_differs(tmp_path):
     net = mlp()
     batches, _ = samples_of(net)
     ntt.prune(net, batches, {"2": 0.3, "*": 0.1}, directory=tmp_path)
-    # the first pattern that fits counts
+    with pytest.raises(ValueError, match="the first that fits counts"):
+        ntt.prune(net, batches, {"*": 0.1, "2": 0.3})
     for options, words in (
-        ({"epsilon": {"*": 0.1, "2": 0.3}}, "numbers"),
-        ({"epsilon": {"2": 0.3, "*": 0.1}, "scheme": "cascade"}, "scheme"),
+        ({"epsilon": {"2": 0.2, "*": 0.1}}, "epsilon or gamma"),
+        ({"epsilon": 0.1, "scheme": "cascade"}, "scheme"),
         ({"epsilon": {"2": 0.3, "*": 0.1}, "gap_tol": 1e-2}, "gap_tol"),
         ({"epsilon": {"2": 0.3, "*": 0.1}, "samples": 100}, "samples, or their order"),
     ):

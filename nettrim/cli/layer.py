@@ -130,7 +130,10 @@ def _verify(
         Path | None, typer.Argument(metavar="OUT.npz", help="What `nettrim solve` wrote, for a problem.")
     ] = None,
     bound: Annotated[
-        bool, typer.Option("--bound", help="Of a network, solve every layer again and recompute its gap too.")
+        bool,
+        typer.Option(
+            "--bound", help="Of a network, solve every layer again and recompute its gap too, but of reweighted ones."
+        ),
     ] = False,
     model: Model = None,
     weights: Weights = None,

@@ -73,7 +73,8 @@ def _prune(
         list[str] | None,
         typer.Option(
             metavar="NUMBER",
-            help="Error of each layer relative to its outputs; or PATTERN=NUMBER, several times.",
+            help="Error of each layer relative to its outputs (cascade: of the first layer); or PATTERN=NUMBER several "
+            "times, of which the first that fits a layer counts.",
             show_default="0.05",
         ),
     ] = None,
@@ -107,7 +108,7 @@ def _prune(
     memory: Annotated[str, typer.Option(help="What a layer's inputs may take in memory.")] = "4GB",
     layout: Annotated[str, typer.Option(help="dense or csr, of the file with the pruned weights.")] = "dense",
     gap_tol: GapTol = 1e-3,
-    feas_tol: FeasTol = 1e-3,
+    feas_tol: FeasTol = 1e-4,
     time_limit: Annotated[float, typer.Option(help="Limit on the seconds of a layer.", show_default="none")] = math.inf,
     threads: Annotated[int | None, typer.Option(help="Threads to use.", show_default="all cores")] = None,
     method: Annotated[str, typer.Option(help="auto, working_set or admm.")] = "auto",
@@ -165,12 +166,15 @@ def _prune(
         return CERTIFIED
     if not quiet:
         print(plan.table(), file=sys.stderr)
+        if weights is None:
+            print(f"nettrim: no --weights: the weights are those that {model} gives", file=sys.stderr)
     output.mkdir(parents=True, exist_ok=True)
     if not (output / FILE).exists():
         job.write(output)
     try:
         with door(), quiet_code(), show.Display(gap_tol, quiet) as display:
-            follow = _Follower(display, [layer.name for layer in plan.layers])
+            there = {path.name for path in output.glob("layer_*.npz")}
+            follow = _Follower(display, [layer.name for layer in plan.layers], there)
             pruned = ntt.prune(
                 net,
                 batches,
@@ -275,7 +279,7 @@ def verify_run(
     if as_json:
         print(to_json({"holds": not failed, "run": run, "layers": [vars(row) for row in rows]}))
     else:
-        show.print_verified(rows, about["settings"])
+        show.print_verified(rows, about["settings"], bound)
     if failed:
         complain(f"does not hold: {', '.join(failed)}")
     return NOT_CONVERGED if failed else CERTIFIED
@@ -296,8 +300,9 @@ def _finished(run: Path) -> None:
 class _Follower:
     """Tells the display which layer is worked on."""
 
-    def __init__(self, display: show.Display, names: list[str]):
-        self.display, self.names, self.count = display, names, 0
+    def __init__(self, display: show.Display, names: list[str], there: set[str]):
+        self.display, self.names, self.there = display, names, there
+        self.count, self.worked = 0, False
         self.display(self._stage(), None)
 
     def _stage(self) -> str:
@@ -307,14 +312,15 @@ class _Follower:
 
     def checked(self, check: dict[str, Any]) -> None:
         """Callback of the solver."""
+        self.worked = True
         self.display(self._stage(), check)
 
     def finished(self, report: Any) -> None:
         """Progress of `prune`."""
-        self.display.note(
-            f"{self._stage()}: {report.status.replace('_', ' ')}, kept {report.density:.1%}, {report.seconds:.1f} s"
-        )
-        self.count += 1
+        earlier = not self.worked and f"layer_{self.count:03d}.npz" in self.there
+        how = "from an earlier run" if earlier else f"{report.seconds:.1f} s"
+        self.display.note(f"{self._stage()}: {report.status.replace('_', ' ')}, kept {report.density:.1%}, {how}")
+        self.count, self.worked = self.count + 1, False
         self.display(self._stage(), None)
 
 

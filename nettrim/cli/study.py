@@ -12,7 +12,8 @@ import typer
 from nettrim import show
 from nettrim.cli.common import CERTIFIED, NOT_CONVERGED, Json, app, complain
 from nettrim.files import Refused
-from nettrim.report import table, to_json
+from nettrim.report import to_json
+from nettrim.units import align
 
 __all__ = ["STUDIES"]
 
@@ -56,7 +57,7 @@ def _study(
     if as_json:
         print(to_json(records.rows))
     else:
-        console = show.open_console()
-        console.print(table(study.table(records)))
-        show.print_lines(console, [f"records  {records.path}"])
+        rows = study.table(records)
+        cells = [tuple(rows[0]), *(tuple(row.values()) for row in rows)]
+        show.print_lines(show.open_console(), [align(cells, left=2), f"records  {records.path}"])
     return CERTIFIED

@@ -118,6 +118,8 @@ def _split(name: str, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarr
 
 def _folder() -> Path | None:
     named = os.environ.get("NETTRIM_DATA")
+    if named and not Path(named).is_dir():
+        raise FileNotFoundError(f"NETTRIM_DATA is {named}, which is not a folder")
     return Path(named) if named else None
 
 

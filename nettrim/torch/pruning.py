@@ -136,7 +136,8 @@ def prune(
     loader : iterable of batches
         Samples to calibrate on, as for training; labels are not used. They are read once and kept.
     epsilon : float or mapping of name patterns to floats
-        Error of a layer relative to its outputs; in the cascade scheme that of the first layer.
+        Error of a layer relative to its outputs; in the cascade scheme that of the first layer. The first pattern that
+        fits counts.
     scheme : {"parallel", "cascade"}
     gamma : float or mapping of name patterns to floats
         Slackness of the cascade's further layers.
@@ -202,7 +203,7 @@ def prune(
     # with other limits, a layer that is finished is the same
     limits = ("time_limit", "max_iterations")
     making = {name: value for name, value in stored.items() if name not in limits}
-    run.begin(found, {"numbers": numbers, **options, **making})
+    run.begin(found, {"epsilon or gamma": numbers, **options, **making})
     reports = []
     for k, (target, number) in enumerate(zip(found, numbers, strict=True)):
         slack = scheme == "cascade" and k > 0

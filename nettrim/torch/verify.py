@@ -42,6 +42,8 @@ class Verified:
         Counted in the file.
     claimed : float
         Violation that the file's report claims.
+    status : str
+        That it claims; a layer that was not solved does not hold.
     gap : float or None
         Recomputed by solving the layer again, if asked for.
     """
@@ -53,6 +55,7 @@ class Verified:
     weights: int
     kept: int
     claimed: float
+    status: str = "solved"
     gap: float | None = None
 
 
@@ -157,11 +160,16 @@ def verify(
         violation = max(c.violation for c in found_here)
         gap = max((c.gap for c in found_here), key=abs) if bounded else None
         # as in the report of the pruning: a status that fell short stays so
-        holds = violation <= feas_tol * (1 + 1e-6) and (gap is None or abs(gap) <= gap_tol * (1 + 1e-6))
+        claim = claims[target.name]
+        holds = (
+            claim["status"] == "solved"
+            and violation <= feas_tol * (1 + 1e-6)
+            and (gap is None or abs(gap) <= gap_tol * (1 + 1e-6))
+        )
         squares = sum((c.discrepancy * p.y_norm) ** 2 for c, (_, p) in zip(found_here, made, strict=True))
         size = float(np.sqrt(sum(p.y_norm**2 for _, p in made))) or 1.0
-        claim = claims[target.name]["violation"]
-        rows.append(
-            Verified(target.name, holds, violation, float(np.sqrt(squares)) / size, held.size, held.nnz, claim, gap)
-        )
+        error = float(np.sqrt(squares)) / size
+        claimed = float("inf") if claim["violation"] is None else claim["violation"]
+        status = claim["status"]
+        rows.append(Verified(target.name, holds, violation, error, held.size, held.nnz, claimed, status, gap))
     return rows
