@@ -385,7 +385,8 @@ class WorkingSet:
         """For each ball q, and c and a with q = c + mu^2 a nearby, and whether all its weights are zero."""
         c, a = np.array([n.c for n in self.neurons]), np.array([n.a for n in self.neurons])
         zero = np.array([n.zero or not n.w.any() for n in self.neurons])
-        q = c + a * mu**2
+        # a residual of nearly nothing may have come out below zero
+        q = np.maximum(c + a * mu**2, 0)
         if self.mu.size > 1:
             return q, c, a, zero
         return q.sum(keepdims=True), c.sum(keepdims=True), a.sum(keepdims=True), zero.all(keepdims=True)

@@ -98,11 +98,11 @@ def keep_zeros(
     Without, such a step moves them until the context is left, when they are written again: use that form for
     optimisers that are not torch's, and count on the zeros only afterwards.
 
-    >>> import torch
+    >>> import torch, nettrim.torch as ntt
     >>> model = torch.nn.Linear(3, 1)
     >>> model.weight.data = torch.tensor([[1.0, 0.0, 2.0]])
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    >>> with keep_zeros(model, optimizer) as kept:
+    >>> with ntt.keep_zeros(model, optimizer) as kept:
     ...     model(torch.ones(5, 3)).square().mean().backward()
     ...     optimizer.step()
     ...     kept.check()
