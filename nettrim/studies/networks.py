@@ -1,9 +1,9 @@
 """Real networks: what is kept and what it costs, by plain and by reweighted l1, and after training what is left.
 
-Four kinds of networks, each trained here from several seeds: the fully connected network of Aghasi et al. (2020) with
+Four kinds of networks, trained here: the fully connected network of Aghasi et al. (2020) with
 dropout, LeNet-5, a CIFAR ResNet-18 of width 16 (batch norms, sums), and a small transformer encoder with ReLU and with
-GELU on the rows of digits. Calibration samples are training samples;
-accuracies are of validation and of test samples, which nothing is chosen by here.
+GELU on the rows of digits. Calibration samples are training samples; accuracies are of validation and of test samples,
+which nothing is chosen by here.
 
 Fine-tuning trains the weights that are left with Adam, at a rate that decays to zero. Dropout, if the network has it,
 is made weaker by the square root of what is kept, as Han et al. (2015, section 3.2) propose: a sparse network needs
