@@ -9,6 +9,7 @@ import numpy as np
 
 from nettrim.device import host_speed
 from nettrim.layer import Layer, kind_of
+from nettrim.settings import Settings
 from nettrim.units import align, as_bytes, as_seconds
 
 __all__ = ["LayerPlan", "NetworkPlan", "plan_layer"]
@@ -101,9 +102,13 @@ class NetworkPlan:
         rows.append(("all, one at a time", "", "", "", "", *last))
         held = f", {self.held_out:,} held out" if self.held_out else ""
         head = f"plan: {len(self.layers)} layers, {self.samples:,} samples{held}"
-        notes = ["seconds: of about the right order only; the fewer weights can go, the longer"]
+        notes = [
+            "seconds: of about the right order only, and the first run after an installation compiles kernels besides"
+        ]
         if any(p.kind.endswith("ReLU") for p in self.layers):
-            notes.append("memory: working sets may take up to their memory_limit (2.1 GB) more on a ReLU layer")
+            notes.append(
+                f"memory: working sets may take up to {as_bytes(Settings().memory_limit)} more on a ReLU layer"
+            )
         return "\n".join([head, align((titles, *rows), left=2), *notes])
 
 

@@ -14,7 +14,7 @@ import nettrim as nt
 from nettrim import network
 from nettrim.geometry import Geometry
 from nettrim.layer import Layer, prune_layer
-from nettrim.network import matches
+from nettrim.patterns import matches
 from nettrim.report import to_json
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nettrim.network import matches
+from nettrim.patterns import matches
 
 __all__ = ["KeptZeros", "finetune", "keep_zeros"]
 

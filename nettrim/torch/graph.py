@@ -63,7 +63,7 @@ def find_targets(
     kwargs : dict, optional
         Its keyword arguments.
     targets, ignore : sequence of str
-        Patterns of names, see `nettrim.network.matches`. Layers that only the pattern "*" fits are left out if they
+        Patterns of names, see `nettrim.patterns.matches`. Layers that only the pattern "*" fits are left out if they
         do not run.
 
     Returns

@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from nettrim.network import matches
+from nettrim.patterns import matches
 
 if TYPE_CHECKING:
     from nettrim.torch.watch import Watch

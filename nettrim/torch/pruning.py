@@ -17,7 +17,8 @@ from torch import nn
 
 from nettrim import __version__
 from nettrim.layer import USABLE, solve_groups
-from nettrim.network import SCHEMES, LayerReport, describe, numbers_for, table
+from nettrim.network import SCHEMES, LayerReport, describe, table
+from nettrim.patterns import numbers_for
 from nettrim.report import to_json, write_atomically
 from nettrim.reweight import check_rounds
 from nettrim.settings import Settings

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nettrim.network import value_for
+from nettrim.patterns import value_for
 from nettrim.settings import Settings
 from nettrim.solution import certify
 from nettrim.solver import Solver
