@@ -8,16 +8,21 @@
 <Status.SOLVED: 'solved'>
 """
 
+from nettrim.calls import solve, sparsest
 from nettrim.convolution import Convolution
 from nettrim.geometry import Geometry, channel_groups
+from nettrim.l0 import l0
 from nettrim.layer import Layer
+from nettrim.measured import Measured
 from nettrim.network import PrunedNetwork, prune
 from nettrim.operators import Gram
+from nettrim.path import Path, path
 from nettrim.problem import Problem
-from nettrim.reweight import Reweighted, sparsest
+from nettrim.refit import refit
+from nettrim.reweight import Reweighted
 from nettrim.settings import Settings
 from nettrim.solution import Certificate, Solution, Status, certify, verify_ray
-from nettrim.solver import Solver, solve
+from nettrim.solver import Solver
 
 __all__ = [
     "Certificate",
@@ -25,6 +30,8 @@ __all__ = [
     "Geometry",
     "Gram",
     "Layer",
+    "Measured",
+    "Path",
     "Problem",
     "PrunedNetwork",
     "Reweighted",
@@ -34,7 +41,10 @@ __all__ = [
     "Status",
     "certify",
     "channel_groups",
+    "l0",
+    "path",
     "prune",
+    "refit",
     "solve",
     "sparsest",
     "verify_ray",

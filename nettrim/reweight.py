@@ -27,9 +27,9 @@ import numpy as np
 
 from nettrim.arrays import to_host
 from nettrim.solution import Solution, Status
-from nettrim.solver import Solver, prepared
+from nettrim.solver import Solver
 
-__all__ = ["Reweighted", "reweight", "slopes", "sparsest"]
+__all__ = ["Reweighted", "check_rounds", "reweight", "slopes"]
 
 #: delta over a neuron's largest weight; smaller ones keep a little less, but the norm's weights then differ more widely
 DELTA = 0.01
@@ -162,37 +162,3 @@ def _row(number: int, solution: Solution) -> dict[str, Any]:
         "l1": float(np.abs(to_host(solution.W, "W")).sum(dtype=np.float64)),
         "seconds": solution.seconds["total"],
     }
-
-
-def sparsest(X: Any, Y: Any = None, epsilon: float | None = None, *, rounds: int = 4, **options: Any) -> Reweighted:
-    """Sparser weights within a stated error than `solve` finds, by iteratively reweighted l1.
-
-    >>> import numpy as np, nettrim as nt
-    >>> rng = np.random.default_rng(0)
-    >>> X = rng.standard_normal((60, 600))
-    >>> Y = np.maximum((rng.standard_normal((60, 8)) ** 3).T @ X, 0)
-    >>> plain, sol = nt.solve(X, Y, epsilon=0.1), nt.sparsest(X, Y, epsilon=0.1)
-    >>> sol.status, sol.density < 0.8 * plain.density, sol.certificate.discrepancy < 0.1001
-    (<Status.SOLVED: 'solved'>, True, True)
-
-    Parameters
-    ----------
-    X, Y, epsilon
-        As for `solve`.
-    rounds : int
-        At most; each is another convex program with the same constraints, warm from the one before.
-    **options
-        As for `solve`. `time_limit` is for all rounds.
-
-    Returns
-    -------
-    Reweighted
-        A `Solution`, whose gap is that of its round's weighted norm. No round proves that no sparser weights exist.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Wrong input; the message names the argument.
-    """
-    check_rounds(rounds)
-    return reweight(Solver(*prepared(X, Y, epsilon, options)), rounds)

@@ -24,7 +24,10 @@ _EPSILON_FLOOR = 1e-2
 
 
 class Status(str, Enum):
-    """Outcome of a solve. Only ``solved`` means that gap and violations are within the tolerances asked for."""
+    """Outcome of a solve. Only ``solved`` means that gap and violations are within the tolerances asked for.
+
+    ``measured`` is that of methods without a dual bound: errors and violations are verified, no gap was sought.
+    """
 
     SOLVED = "solved"
     SOLVED_INACCURATE = "solved_inaccurate"
@@ -32,6 +35,7 @@ class Status(str, Enum):
     MAX_ITERATIONS = "max_iterations"
     TIME_LIMIT = "time_limit"
     INTERRUPTED = "interrupted"
+    MEASURED = "measured"
 
     def __str__(self) -> str:
         return self.value
@@ -84,6 +88,14 @@ class Certificate:
     def violation(self) -> float:
         """The larger of the two relative violations, the one compared with ``feas_tol``."""
         return max(self.ball_violation, self.inequality_violation)
+
+    @property
+    def error(self) -> float:
+        """Distance on Omega and excess over V elsewhere in one, relative: ``hypot(discrepancy, inequality_violation)``.
+
+        For V = 0 that is the error of the outputs after the ReLU, or a little more where an output flipped.
+        """
+        return float(np.hypot(self.discrepancy, self.inequality_violation))
 
     def holds(self, gap_tol: float, feas_tol: float) -> bool:
         """Whether the gap and the violations are within these tolerances."""

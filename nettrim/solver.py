@@ -28,7 +28,7 @@ from nettrim.threads import blas_threads, limit
 from nettrim.unfolding import Unfolding
 from nettrim.working_set import WorkingSet
 
-__all__ = ["Solver", "prepared", "solve"]
+__all__ = ["Solver", "prepared"]
 
 #: float operations of an iteration below which BLAS threads only wait for each other (about 0.5 ms of one core)
 SMALL = 3e7
@@ -271,44 +271,6 @@ class Solver:
 def _explain(error: BaseException, made: MemoryPlan) -> str:
     first = (str(error).splitlines() or [type(error).__name__])[0]
     return f"{first}\n{made.table()}\n{ADVICE} Or set device_memory: samples that exceed it are streamed."
-
-
-def solve(X: Any, Y: Any = None, epsilon: float | None = None, **options: Any) -> Solution:
-    """Sparsest (l1) weights that reproduce a layer's outputs within a stated error, with a certificate.
-
-    Parameters
-    ----------
-    X : (N, P) array or Gram
-        Layer inputs, a column a sample (a row of ones for the bias), or the second moments of a linear layer.
-    Y : (M, P) array
-        Layer outputs; left out when X is a Gram.
-    epsilon : float
-        Error relative to ``||Y_Omega||_F``; `epsilon_abs` is the same in the units of Y.
-    **options
-        Parameters of `Problem` (omega, V, C, neuronwise, dtype, epsilon_abs) and of `Settings` (gap_tol, ...).
-
-    Returns
-    -------
-    Solution
-
-    Raises
-    ------
-    TypeError, ValueError
-        Wrong input; the message names the argument.
-
-    Examples
-    --------
-    >>> import numpy as np, nettrim as nt
-    >>> rng = np.random.default_rng(0)
-    >>> X = rng.standard_normal((50, 400))
-    >>> Y = np.maximum(rng.standard_normal((50, 8)).T @ X, 0)
-    >>> sol = nt.solve(X, Y, epsilon=0.1)
-    >>> sol.status
-    <Status.SOLVED: 'solved'>
-    >>> sol.certificate.gap <= 1e-3 and sol.certificate.violation <= 1e-4
-    True
-    """
-    return Solver(*prepared(X, Y, epsilon, options)).solve()
 
 
 def prepared(X: Any, Y: Any, epsilon: float | None, options: dict[str, Any]) -> tuple[Problem, Settings]:

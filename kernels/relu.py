@@ -1,0 +1,104 @@
+"""Passes over outputs for the loss of a layer with its ReLU, compiled by Numba (see nettrim/relu_loss.py).
+
+With Z = W^T X the loss of a neuron is the sum of (z - y)^2 over Omega and of weight max(z - v + shift, 0)^2 elsewhere.
+``shift`` is M x P or 1 x 1, as ``upper`` is. Kernels handle whole rows, so that threads can share the rows of a layer.
+"""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+
+_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "arcp", "nsz"}}
+
+
+@nb.njit(**_OPTIONS)
+def residuals(Z, target, mask, upper, shift, weight, out):
+    """In place Z <- half the derivative of the loss by Z; out[m] = loss of neuron m, in float64."""
+    M, P = Z.shape
+    flat, still = upper.size == 1, shift.size == 1
+    zero, heavy = Z.dtype.type(0), Z.dtype.type(weight)
+    for m in range(M):
+        z, y, inside = Z[m], target[m], mask[m]
+        v, u = upper[0 if flat else m], shift[0 if still else m]
+        ball, excess = 0.0, 0.0
+        if flat and still:
+            bound = v[0] - u[0]
+            for p in range(P):
+                d = z[p] - y[p]
+                e = max(z[p] - bound, zero)
+                ball += np.float64(d) * d if inside[p] else 0.0
+                excess += 0.0 if inside[p] else np.float64(e) * e
+                z[p] = d if inside[p] else heavy * e
+        else:
+            for p in range(P):
+                d = z[p] - y[p]
+                e = max(z[p] - v[0 if flat else p] + u[0 if still else p], zero)
+                ball += np.float64(d) * d if inside[p] else 0.0
+                excess += 0.0 if inside[p] else np.float64(e) * e
+                z[p] = d if inside[p] else heavy * e
+        out[m] = ball + weight * excess
+
+
+@nb.njit(**_OPTIONS)
+def descend(z, step, y, inside, v, u, weight, before, halvings):
+    """In place z <- z + t step for the first t of 1, 1/2, 1/4, ... with a smaller loss than `before`.
+
+    Returns t and the loss there; t = 0, and z as it was, if there is none.
+    """
+    P = z.size
+    flat, still = v.size == 1, u.size == 1
+    zero = z.dtype.type(0)
+    t = 1.0
+    for _ in range(halvings):
+        s = z.dtype.type(t)
+        ball, excess = 0.0, 0.0
+        for p in range(P):
+            new = z[p] + s * step[p]
+            d = new - y[p]
+            e = max(new - v[0 if flat else p] + u[0 if still else p], zero)
+            ball += np.float64(d) * d if inside[p] else 0.0
+            excess += 0.0 if inside[p] else np.float64(e) * e
+        after = ball + weight * excess
+        if after < before:
+            for p in range(P):
+                z[p] += s * step[p]
+            return t, after
+        t *= 0.5
+    return 0.0, before
+
+
+@nb.njit(**_OPTIONS)
+def crossings(z, inside, v, u, over):
+    """Samples off Omega that now are over their bound and were not, and the other way round; `over` follows."""
+    P = z.size
+    flat, still = v.size == 1, u.size == 1
+    rising, falling = 0, 0
+    for p in range(P):
+        now = not inside[p] and z[p] - v[0 if flat else p] + u[0 if still else p] > 0
+        rising += now and not over[p]
+        falling += over[p] and not now
+    up, down = np.empty(rising, np.int64), np.empty(falling, np.int64)
+    i, j = 0, 0
+    for p in range(P):
+        now = not inside[p] and z[p] - v[0 if flat else p] + u[0 if still else p] > 0
+        if now and not over[p]:
+            up[i] = p
+            i += 1
+        elif over[p] and not now:
+            down[j] = p
+            j += 1
+        over[p] = now
+    return up, down
+
+
+@nb.njit(**_OPTIONS)
+def raise_shift(z, inside, v, shift):
+    """shift <- max(z - v + shift, 0) off Omega, 0 on it: the step of the multipliers. Returns the largest z - v."""
+    flat = v.size == 1
+    largest = 0.0
+    for p in range(z.size):
+        e = z[p] - v[0 if flat else p]
+        largest = largest if inside[p] else max(largest, np.float64(e))
+        shift[p] = 0 if inside[p] else max(e + shift[p], z.dtype.type(0))
+    return largest

@@ -1,0 +1,254 @@
+"""Local search over supports: inputs of a neuron are exchanged, and counts moved between neurons, while the loss falls.
+
+Derivation
+----------
+Near the present weights w of a neuron the loss of relu_loss.py is a quadratic with gradient X r and Hessian X_A X_A^T;
+A is Omega and the samples over their bound. On this model, what a neuron loses without an input and gains by
+another in its place is known in closed form, for all pairs at once (kernels/swaps.py). The search makes the best
+exchange, and again, until none gains; then Newton's method finds the true minimum on the new support, and what has not
+become better is undone. Inputs that are not in a support are tried if their slope promises most, g_t^2 / ||x_t||^2.
+
+Counts move between neurons by the same prices: before the exchanges of a round, inputs that cost little leave their
+neurons for those that gain much in others. The sum of all is then judged, not each neuron.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nettrim.relu_loss import ReluLoss
+from nettrim.relu_newton import Neurons, blocks
+
+__all__ = ["improve"]
+
+#: inputs outside the support that a round tries for each neuron
+TRIED = 64
+#: an exchange must gain this part of the neuron's loss, and a round this part of the layer's, or it is the last
+_LEAST, _ROUND = 1e-4, 5e-3
+#: a move between neurons must gain so many times what it costs, and takes at most this part of a neuron's inputs
+_MARGIN, _MOVED = 1.5, 0.1
+#: ridge over the mean diagonal of a model
+_RIDGE = 1e-6
+
+
+@dataclass
+class _Model:
+    """The quadratic of one neuron over `inputs`; `basis` and `others` are places among them."""
+
+    inputs: np.ndarray
+    G: np.ndarray
+    b: np.ndarray
+    basis: np.ndarray
+    others: np.ndarray
+    locked: np.ndarray
+
+    def give(self, place: int) -> None:
+        """Out of the basis with the input at this place."""
+        self.basis, self.others = self.basis[self.basis != place], np.append(self.others, place)
+
+    def take(self, place: int) -> None:
+        """Into the basis with it."""
+        self.basis, self.others = np.append(self.basis, place), self.others[self.others != place]
+
+
+def improve(
+    loss: ReluLoss,
+    W: np.ndarray,
+    *,
+    free: np.ndarray,
+    groups: np.ndarray,
+    movable: bool,
+    rounds: int,
+    time_limit: float = math.inf,
+    progress: Callable[[dict[str, Any]], Any] | None = None,
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Better supports with the same counts.
+
+    Parameters
+    ----------
+    loss : ReluLoss
+    W : (N, M) array
+        Where the search starts.
+    free : (N,) bool array
+        Inputs that stay in every support.
+    groups : (N,) int array
+        Only inputs of one group are exchanged for each other.
+    movable : bool
+        Whether counts may move between neurons.
+    rounds : int
+        At most.
+    time_limit : float
+        Seconds after which no further round begins.
+    progress : callable, optional
+        Called with the row of each round.
+
+    Returns
+    -------
+    (N, M) array
+    list of dict
+        A row a round: loss after it, exchanges, moves, neurons that were put back, seconds.
+    """
+    began, W = time.perf_counter(), W.copy()
+    norms = _squared_norms(loss)
+    rows: list[dict[str, Any]] = []
+    sizes = np.count_nonzero(W, axis=0) + TRIED
+    parts = blocks(loss, sizes, 5)
+    moving = {k: movable for k in range(len(parts))}
+    with loss.workers() as pool:
+        for number in range(1, rounds + 1):
+            if rows and time.perf_counter() - began > time_limit:
+                break
+            before = after = 0.0
+            counts = {"exchanges": 0, "moves": 0, "undone": 0}
+            for k, neurons in enumerate(parts):
+                state = _Round(loss, pool, neurons, W, free, groups, norms)
+                one = state.run(moving[k])
+                before, after = before + state.before, after + state.after
+                moving[k] = moving[k] and one["moves"] > 0
+                counts = {name: counts[name] + one[name] for name in counts}
+            rows.append({"round": number, "loss": after, **counts, "seconds": time.perf_counter() - began})
+            if progress is not None:
+                progress(rows[-1])
+            if before - after <= _ROUND * before:
+                break
+    return W, rows
+
+
+def _squared_norms(loss: ReluLoss) -> np.ndarray:
+    """||x_n||^2 of every input."""
+    N, _, P = loss.shape
+    total, step = np.zeros(N), max(1, (16 << 20) // (8 * N))
+    for p in range(0, P, step):
+        chunk = loss.operator.columns(slice(p, min(p + step, P)))
+        total += np.einsum("np,np->n", chunk, chunk, dtype=np.float64)
+    return total
+
+
+class _Round:
+    """One round of a block of neurons."""
+
+    def __init__(
+        self,
+        loss: ReluLoss,
+        pool: Executor,
+        neurons: np.ndarray,
+        W: np.ndarray,
+        free: np.ndarray,
+        groups: np.ndarray,
+        norms: np.ndarray,
+    ):
+        self.loss, self.pool, self.W = loss, pool, W
+        self.free, self.groups, self.norms = free, groups, norms
+        self.block = Neurons(loss, pool, neurons, W, free)
+        self.before = self.after = 0.0
+
+    def run(self, move: bool) -> dict[str, int]:
+        """Move if asked to, exchange, minimise, and undo what did not help."""
+        block = self.block
+        everyone = np.arange(len(block.neurons))
+        losses, gradient = block.derivatives(everyone)
+        self.before = float(losses.sum())
+        least = _LEAST * losses
+        models = list(self.pool.map(self._model, everyone, gradient.T))
+        moves = self._move(models) if move else 0
+        made = np.array(list(self.pool.map(self._exchange, models, least)))
+        old_W, old_Z = self.W[:, block.neurons].copy(), block.Z.copy()
+        list(self.pool.map(self._enter, everyone, models))
+        del models
+        block.Z[...] = self.loss.outputs(self.pool, self.W[:, block.neurons])
+        block.minimise(block.everyone())
+        new = self._losses()
+        if moves == 0:
+            undone = everyone[new > losses]
+        elif new.sum() < losses.sum():
+            # neurons that gave inputs away are worse, and must be
+            undone = np.empty(0, int)
+        else:
+            undone, moves = everyone, 0
+        if undone.size:
+            self.W[:, block.neurons[undone]], block.Z[undone] = old_W[:, undone], old_Z[undone]
+            for i in undone:
+                block.restart(i, self.free)
+            block.minimise(undone[made[undone] > 0])
+            new = self._losses()
+        self.after = float(new.sum())
+        return {"exchanges": int(made.sum()), "moves": moves, "undone": int(undone.size)}
+
+    def _losses(self) -> np.ndarray:
+        return self.loss.residuals(self.pool, self.block.Z.copy(), self.block.neurons)
+
+    def _model(self, i: int, gradient: np.ndarray) -> _Model:
+        """The quadratic of the neuron at this place, over its support and the inputs that promise most."""
+        block, support = self.block, self.block.supports[i]
+        slope = gradient.astype(np.float64)
+        promise = np.divide(slope**2, self.norms, out=np.zeros_like(slope), where=self.norms > 0)
+        promise[support] = 0
+        promise[self.free] = 0
+        others = np.argpartition(promise, -min(TRIED, promise.size))[-TRIED:]
+        others = others[promise[others] > 0]
+        inputs = np.concatenate([support, others])
+        _, inside, bound = block.row(i)
+        over = ~inside & (block.Z[i] > bound)
+        G = np.empty((inputs.size, inputs.size))
+        self.loss.operator.gather_products(np.flatnonzero(inside | over), inputs, 0, G)
+        block.over[i] = over
+        weights = self.W[inputs, block.neurons[i]].astype(np.float64)
+        size = G.diagonal().mean() if inputs.size else 0.0
+        # a neuron that nothing reaches has no curvature at all
+        G[np.diag_indices(inputs.size)] += _RIDGE * size or 1.0
+        places = np.arange(inputs.size)
+        return _Model(
+            inputs,
+            G,
+            G @ weights - slope[inputs],
+            places[: support.size],
+            places[support.size :],
+            self.free[inputs],
+        )
+
+    def _exchange(self, q: _Model, least: float) -> int:
+        """Exchanges on the model, and how many."""
+        from nettrim.kernels import swaps
+
+        groups = self.groups[q.inputs]
+        return swaps.exchange(q.G, q.b, q.basis, q.others, groups, q.locked, least, 2 * q.basis.size)
+
+    def _enter(self, i: int, model: _Model) -> None:
+        """Give the neuron the model's support, its weights there, and its products."""
+        block, m = self.block, self.block.neurons[i]
+        basis = model.basis[np.argsort(model.inputs[model.basis])]
+        G = model.G[np.ix_(basis, basis)]
+        try:
+            weights = np.linalg.solve(G, model.b[basis])
+        except np.linalg.LinAlgError:
+            weights = np.zeros(basis.size)
+        block.supports[i] = model.inputs[basis]
+        block.systems[i] = [G, np.zeros_like(G)]
+        self.W[:, m] = 0
+        self.W[block.supports[i], m] = weights
+
+    def _move(self, models: list[_Model]) -> int:
+        """Take the inputs that cost least out of their neurons for those that gain most in others; how many."""
+        from nettrim.kernels import swaps
+
+        priced = list(self.pool.map(lambda q: swaps.prices(q.G, q.b, q.basis, q.others), models))
+        out: list[tuple[float, int, int]] = []
+        into: list[tuple[float, int, int]] = []
+        for i, (q, (costs, gains)) in enumerate(zip(models, priced, strict=True)):
+            most = max(1, int(_MOVED * q.basis.size))
+            costs = np.where(q.locked[q.basis], np.inf, costs)
+            out += [(costs[a], i, q.basis[a]) for a in np.argsort(costs)[:most] if np.isfinite(costs[a])]
+            into += [(gains[t], i, q.others[t]) for t in np.argsort(-gains)[:most] if gains[t] > 0]
+        pairs = zip(sorted(out), sorted(into, reverse=True), strict=False)
+        chosen = [(o, n) for o, n in pairs if n[0] > _MARGIN * o[0]]
+        for (_, i, leaving), (_, j, entering) in chosen:
+            models[i].give(leaving)
+            models[j].take(entering)
+        return len(chosen)

@@ -1,0 +1,242 @@
+"""The sparsest-of-a-count search: a layer with exactly so many weights and as small an error as can be found.
+
+minimise  || (W^T X - Y)_Omega ||^2 + || ((W^T X - V)_+)_notOmega ||^2   over W with a given pattern of sparsity
+
+It begins at what ALPS makes of the dense weights, its target being the outputs that this loss asks for, and goes on by
+exchanges of inputs and moves of counts between neurons (exchange.py), first on a part of the samples, then on all.
+The problem is combinatorial: there is no dual bound, and no promise that nothing better exists. What the result does,
+its error, violations and flips, is measured on the weights returned, like any other certificate.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from nettrim.arrays import to_host
+from nettrim.convolution import Convolution
+from nettrim.exchange import improve
+from nettrim.measured import Measured, measured
+from nettrim.operators import ReducedLinear, mirror, moments
+from nettrim.problem import Problem
+from nettrim.pruners.alps import alps
+from nettrim.relu_loss import ReluLoss
+from nettrim.sparsity import NofM, Sparsity, Unstructured, make
+
+__all__ = ["EFFORTS", "l0", "search"]
+
+#: rounds on a part of the samples, and at most on all of them
+EFFORTS = {"fast": (0, 1), "default": (3, 1), "thorough": (6, 10)}
+#: that part, and samples for each input that it has at least
+_PART, _LEAST_SAMPLES = 4, 4
+
+
+def l0(
+    X: Any,
+    Y: Any,
+    W: Any,
+    *,
+    density: float | None = None,
+    nnz: int | None = None,
+    per: str = "layer",
+    pattern: Sparsity | str | None = None,
+    bias: bool = False,
+    omega: Any = "active",
+    V: Any = 0.0,
+    heldout: tuple[Any, Any] | None = None,
+    effort: str = "default",
+    starts: Sequence[Any] = ("dense",),
+    time_limit: float = math.inf,
+    n_threads: int | None = None,
+    dtype: Any = None,
+) -> Measured:
+    """A layer with a given number of weights and a small error, by a search without a dual bound.
+
+    >>> import numpy as np, nettrim as nt
+    >>> rng = np.random.default_rng(0)
+    >>> X, W = rng.standard_normal((40, 800)), rng.standard_normal((40, 8)) ** 3
+    >>> Y = np.maximum(W.T @ X, 0)
+    >>> plain = nt.solve(X, Y, density=0.2)
+    >>> sol = nt.l0(X, Y, W, density=0.2)
+    >>> sol.certificate.nnz, sol.certificate.error < 0.8 * plain.certificate.error
+    (64, True)
+
+    Parameters
+    ----------
+    X : (N, P) array or Convolution
+        Layer inputs, a column a sample.
+    Y : (M, P) array
+        Layer outputs.
+    W : (N, M) array
+        The dense weights.
+    density, nnz, per, pattern
+        How many weights stay, as in `nettrim.sparsity.make`: a fraction or a number of the layer (or, with
+        ``per="neuron"``, of each neuron), or a pattern such as "2:4".
+    bias : bool
+        Whether the last row of W is a bias, which stays and does not count.
+    omega, V
+        As in `Problem`.
+    heldout : (X, Y), optional
+        Samples to measure the error on, which the search does not see. Of several starts the best there is returned.
+    effort : {"fast", "default", "thorough"}
+        Rounds of exchanges: one, three on a quarter of the samples and one on all, or until they gain little.
+    starts : sequence
+        Where to begin: "dense" for ALPS from the dense weights, or (N, M) arrays with at most as many non-zeros as
+        asked for, such as the weights of `sparsest`. The best result counts.
+    time_limit : float
+        Seconds after which no further round begins.
+    n_threads : int, optional
+    dtype : {None, numpy.float32, numpy.float64}
+
+    Returns
+    -------
+    Measured
+        With exactly as many non-zeros as asked for (fewer only where a start had fewer, or a weight is zero by chance).
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong input; the message names the argument.
+    """
+    problem = Problem(X, Y, epsilon_abs=0.0, omega=omega, V=V, dtype=dtype)
+    W = to_host(W, "W")
+    if W.shape != (problem.N, problem.M):
+        raise ValueError(f"W must be {problem.N} x {problem.M}; got {W.shape}")
+    if W.dtype.kind != "f" or not np.isfinite(W).all():
+        raise TypeError("W must be of a floating dtype and finite")
+    judge = None
+    if heldout is not None:
+        if not isinstance(omega, str):
+            raise ValueError("held-out samples need omega='active' or 'linear', not a mask of the others")
+        judge = Problem(*heldout, epsilon_abs=0.0, omega=omega, dtype=problem.dtype)
+    counted = (problem.N - bias, problem.M)
+    chosen = make(counted, density, nnz, per, pattern) if pattern is None or isinstance(pattern, str) else pattern
+    chosen.count(counted)
+    return search(
+        problem, W, chosen, bias=bias, heldout=judge, effort=effort, starts=starts, time_limit=time_limit,
+        n_threads=n_threads,
+    )  # fmt: skip
+
+
+def search(
+    problem: Problem,
+    W: np.ndarray,
+    pattern: Sparsity,
+    *,
+    bias: bool = False,
+    heldout: Problem | None = None,
+    effort: str = "default",
+    starts: Sequence[Any] = ("dense",),
+    time_limit: float = math.inf,
+    n_threads: int | None = None,
+    progress: Callable[[dict[str, Any]], Any] | None = None,
+) -> Measured:
+    """As `l0`, for a problem and a pattern of its weights without the bias; `progress` has the row of every round."""
+    began = time.perf_counter()
+    if effort not in EFFORTS:
+        raise ValueError(f"effort must be one of {', '.join(EFFORTS)}; got {effort!r}")
+    if isinstance(starts, str) or not len(starts):
+        raise TypeError(f"starts must be a sequence of 'dense' and arrays; got {starts!r}")
+    W = W.astype(problem.dtype, copy=False)
+    free = np.zeros(problem.N, bool)
+    free[problem.N - bias :] = True
+    whole = _reduced(problem)
+    loss = ReluLoss(whole, n_threads)
+    stages = [(loss, EFFORTS[effort][1])]
+    part = _part(whole)
+    if part is not None and EFFORTS[effort][0]:
+        stages.insert(0, (ReluLoss(part, n_threads), EFFORTS[effort][0]))
+    best: Measured | None = None
+    for start in starts:
+        now, name = _begin(whole, loss, W, pattern, bias, start)
+        history: list[dict[str, Any]] = []
+        for stage, rounds in stages:
+            left = time_limit - (time.perf_counter() - began)
+            now, rows = improve(
+                stage,
+                now,
+                free=free,
+                groups=_groups(pattern, problem.N),
+                movable=isinstance(pattern, Unstructured),
+                rounds=rounds,
+                time_limit=left,
+                progress=progress,
+            )
+            history += [row | {"samples": stage.shape[2]} for row in rows]
+        seconds = time.perf_counter() - began
+        found = measured(
+            problem, now, heldout, "l0", seconds, _MESSAGE, history, effort=effort, start=name, pattern=str(pattern)
+        )
+        if best is None or _score(found) < _score(best):
+            best = found
+    assert best is not None
+    return best
+
+
+_MESSAGE = "found by a search: errors are measured, and nothing proves that no better weights exist"
+
+
+def _score(found: Measured) -> float:
+    return found.certificate.error if found.heldout is None else found.heldout
+
+
+def _reduced(problem: Problem) -> Problem:
+    """A linear layer as the small problem of its moments, whose loss differs by a constant; others as they are."""
+    if not problem.linear or (problem.gram is None and problem.P <= problem.N):
+        return problem
+    X, Y, _ = ReducedLinear.from_gram(problem.moments())
+    return Problem(X, Y, epsilon_abs=0.0, omega="linear", dtype=problem.dtype)
+
+
+def _part(problem: Problem) -> Problem | None:
+    """A part of the samples, the same at every call; None where there are too few."""
+    count = max(problem.P // _PART, _LEAST_SAMPLES * problem.N)
+    if problem.linear or isinstance(problem.X, Convolution) or count > problem.P // 2:
+        return None
+    chosen = np.sort(np.random.default_rng(0).permutation(problem.P)[:count])
+    V = problem.V if problem.V.size == 1 else problem.V[:, chosen]
+    assert problem.mask is not None
+    return Problem(
+        np.ascontiguousarray(problem.X[:, chosen]),
+        np.ascontiguousarray(problem.Y[:, chosen]),
+        epsilon_abs=0.0,
+        omega=problem.mask[:, chosen],
+        V=V,
+        dtype=problem.dtype,
+    )
+
+
+def _begin(
+    problem: Problem, loss: ReluLoss, W: np.ndarray, pattern: Sparsity, bias: bool, start: Any
+) -> tuple[np.ndarray, str]:
+    """Weights of the pattern to begin at."""
+    inputs = problem.N - bias
+    if not isinstance(start, str):
+        given = to_host(start, "starts")
+        if given.shape != W.shape:
+            raise ValueError(f"an array of starts must be {W.shape[0]} x {W.shape[1]}; got {given.shape}")
+        kept = (given[:inputs] != 0) & pattern.mask(np.abs(given[:inputs]))
+        if kept.sum() < np.count_nonzero(given[:inputs]):
+            raise ValueError("an array of starts has more non-zeros than are asked for, or others")
+        return given.astype(problem.dtype), "given"
+    if start != "dense":
+        raise ValueError(f"starts must be 'dense' or arrays; got {start!r}")
+    H = loss.operator.gram() if isinstance(problem.X, Convolution) else mirror(moments(problem.X))
+    # what this loss asks the outputs of the dense weights to be: their own, but for the residuals
+    with loss.workers() as pool:
+        R = loss.outputs(pool, W)
+        loss.residuals(pool, R, np.arange(problem.M))
+        right = H @ W - loss.adjoint(pool, R)
+    now = W.copy()
+    fixed = H[:inputs, inputs:] @ W[inputs:]
+    now[:inputs] = alps(W[:inputs].astype(np.float64), H[:inputs, :inputs], pattern, right[:inputs] - fixed)
+    return now, "dense"
+
+
+def _groups(pattern: Sparsity, N: int) -> np.ndarray:
+    """Inputs that may be exchanged for each other have the same number."""
+    return np.arange(N) // pattern.m if isinstance(pattern, NofM) else np.zeros(N, np.int64)
