@@ -240,6 +240,9 @@ class Loop:
             if checking:
                 check = self._check(state, weights, R, sums, k, time.perf_counter() - began)
                 check.last = reason is not None
+                if not np.isfinite(check.objective):
+                    # what nothing satisfies makes the iterates grow without end
+                    return "diverged"
                 if accept(check):
                     verdict = "accepted"
                 else:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,17 @@ import numpy as np
 from nettrim.backends import get
 from nettrim.convolution import Convolution
 from nettrim.geometry import Geometry, channel_groups
+from nettrim.how import How
+from nettrim.path import FIRST
 from nettrim.problem import Problem, warn
-from nettrim.reweight import Reweighted, reweight
-from nettrim.solution import Certificate, Status, certify
-from nettrim.solver import Solver
+from nettrim.solution import Certificate, Solution, Status, certify
 from nettrim.unfolding import Unfolding
 
 __all__ = ["USABLE", "Layer", "PrunedLayer", "group_problems", "kind_of", "penalties", "prune_layer", "solve_groups"]
 
 #: statuses with which new weights take the place of a layer's own
-USABLE = (Status.SOLVED, Status.SOLVED_INACCURATE)
-_ORDER = (Status.SOLVED, Status.SOLVED_INACCURATE, Status.MAX_ITERATIONS, Status.TIME_LIMIT)
+USABLE = (Status.SOLVED, Status.SOLVED_INACCURATE, Status.MEASURED)
+_ORDER = (Status.SOLVED, Status.MEASURED, Status.SOLVED_INACCURATE, Status.MAX_ITERATIONS, Status.TIME_LIMIT)
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ class PrunedLayer:
     ----------
     layer : Layer
         With the new weights.
-    solutions : list of Reweighted
+    solutions : list of Solution
     certificates : list of Certificate
         Of the weights as the layer holds them, which may be rounded.
     radii, sizes : tuple of float
@@ -207,14 +208,14 @@ class PrunedLayer:
     """
 
     layer: Layer
-    solutions: list[Reweighted]
+    solutions: list[Solution]
     certificates: list[Certificate]
     radii: tuple[float, ...]
     sizes: tuple[float, ...]
     samples: int
 
     @classmethod
-    def of(cls, layer: Layer, solved: list[tuple[Problem, Reweighted, Certificate]]) -> PrunedLayer:
+    def of(cls, layer: Layer, solved: list[tuple[Problem, Solution, Certificate]]) -> PrunedLayer:
         """From each group's problem, its solution, and the certificate of the weights that the layer holds."""
         problems, solutions, certificates = (list(column) for column in zip(*solved, strict=True))
         radii, sizes = tuple(p.epsilon for p in problems), tuple(p.y_norm for p in problems)
@@ -226,8 +227,10 @@ class PrunedLayer:
         return max((s.status for s in self.solutions), key=lambda s: _ORDER.index(s) if s in _ORDER else len(_ORDER))
 
     @property
-    def gap(self) -> float:
-        """The largest of the groups'."""
+    def gap(self) -> float | None:
+        """The largest of the groups'; None where a method without a dual bound found the weights."""
+        if any(s.status is Status.MEASURED for s in self.solutions):
+            return None
         return max((c.gap for c in self.certificates), key=abs)
 
     @property
@@ -238,7 +241,7 @@ class PrunedLayer:
     @property
     def round(self) -> int:
         """The latest of the groups' rounds of reweighting."""
-        return max(s.round for s in self.solutions)
+        return max(getattr(s, "round", 1) for s in self.solutions)
 
     @property
     def flips(self) -> int:
@@ -254,6 +257,13 @@ class PrunedLayer:
     def epsilon(self) -> float:
         """Radius of the ball over all groups."""
         return math.sqrt(sum(r**2 for r in self.radii))
+
+    @property
+    def distance(self) -> float:
+        """How far its outputs may be from those asked for: the radius, or what was measured where none was kept to."""
+        if not any(s.status is Status.MEASURED for s in self.solutions):
+            return self.epsilon
+        return math.hypot(*(c.error * size for c, size in zip(self.certificates, self.sizes, strict=True)))
 
     @property
     def size(self) -> float:
@@ -272,7 +282,7 @@ def kind_of(layer: Layer) -> str:
     return f"{'dense' if layer.geometry is None else 'convolution'}, {'ReLU' if layer.relu else 'linear'}"
 
 
-def _usable(name: str, solution: Reweighted) -> bool:
+def _usable(name: str, solution: Solution) -> bool:
     """Whether a solution's weights may take the place of a layer's own; if not, there is a warning that says why.
 
     Raises
@@ -295,7 +305,9 @@ def prune_layer(
     epsilon: float | None = None,
     *,
     slack: tuple[float, np.ndarray] | None = None,
-    rounds: int = 1,
+    density: float | None = None,
+    how: How = How(),  # noqa: B008  frozen
+    heldout: tuple[np.ndarray, np.ndarray] | None = None,
     penalise_bias: bool = True,
     dtype: Any = None,
     **settings: Any,
@@ -315,8 +327,13 @@ def prune_layer(
         In place of `epsilon`: gamma, and what the layer's own weights make of `inputs` before the ReLU. The radius is
         then gamma times its distance to `outputs` on Omega, and it is the upper bound off Omega (program (3.10) of
         Aghasi et al. 2020), so that the layer's own weights are feasible.
-    rounds : int
-        Of reweighted l1 at most, see `sparsest`; 1 is plain l1.
+    density : float, optional
+        In place of a radius: the fraction of weights to keep; the bias stays and does not count. With `slack` the
+        bounds off Omega are those of (3.10) all the same.
+    how : How
+        The method and its choices.
+    heldout : (inputs, outputs), optional
+        Other samples, for a refit to be judged on.
     penalise_bias : bool
         Whether the bias counts in the l1 norm.
     dtype : {None, numpy.float32, numpy.float64}
@@ -332,12 +349,14 @@ def prune_layer(
     TypeError, ValueError
         Wrong input; the message names the argument.
     """
-    if (epsilon is None) == (slack is None):
-        raise ValueError("give one of epsilon and slack")
-    number, own = (epsilon, None) if slack is None else slack
-    return solve_groups(
-        layer, group_problems(layer, inputs, outputs, number, own, penalise_bias, dtype), rounds=rounds, **settings
-    )
+    if epsilon is not None and (slack is not None or density is not None):
+        raise ValueError("give epsilon, or slack, or density, or the last two")
+    if epsilon is None and slack is None and density is None:
+        raise ValueError("give one of epsilon, slack and density")
+    number, own = slack if slack is not None else (FIRST if epsilon is None else epsilon, None)
+    others = None if heldout is None else group_problems(layer, *heldout, FIRST, dtype=dtype)
+    problems = group_problems(layer, inputs, outputs, number, own, penalise_bias, dtype)
+    return solve_groups(layer, problems, how=how, density=density, heldout=others, **settings)
 
 
 def group_problems(
@@ -385,19 +404,26 @@ def solve_groups(
     layer: Layer,
     problems: Iterable[tuple[slice, Problem]],
     hold: Callable[[np.ndarray, str], np.ndarray] = lambda a, what: a,
-    rounds: int = 1,
+    how: How = How(),  # noqa: B008  frozen
+    density: float | None = None,
+    heldout: Iterable[tuple[slice, Problem]] | None = None,
     **settings: Any,
 ) -> PrunedLayer:
-    """Solve the groups' problems; the layer holds what `hold` makes of "weight" and "bias", and that is certified."""
+    """Solve the groups' problems; the layer holds what `hold` makes of "weight" and "bias", and that is certified.
+
+    `heldout` has the problems of other samples, in the same order.
+    """
     solved = []
     weight, bias = layer.weight.copy(), None if layer.bias is None else layer.bias.copy()
     limit, began = settings.pop("time_limit", math.inf), time.perf_counter()
-    for m, problem in problems:
+    others = repeat(None) if heldout is None else (other for _, other in heldout)
+    for (m, problem), other in zip(problems, others, strict=False):
         # of what is left for the layer, but enough to return something
         left = max(limit - (time.perf_counter() - began), 1e-9)
-        solution = reweight(Solver(problem, time_limit=left, **settings), rounds)
+        own = layer.weights(m).astype(problem.dtype)
+        problem, solution = how.solve(problem, own, bias is not None, density, other, time_limit=left, **settings)
         if not _usable(layer.name, solution):
-            solved.append((problem, solution, certify(problem, layer.weights(m).astype(problem.dtype), None)))
+            solved.append((problem, solution, certify(problem, own, None)))
             continue
         W = np.asarray(solution.W)
         entries = W.shape[0] - (bias is not None)
@@ -407,14 +433,17 @@ def solve_groups(
         held = replace(layer, weight=weight, bias=bias).weights(m).astype(problem.dtype)
         certificate = solution.certificate
         if not np.array_equal(held, W):
-            certificate = certify(problem.replace(C=solution.C), held, solution.dual)
+            C = getattr(solution, "C", None)
+            certificate = certify(problem if C is None else problem.replace(C=C), held, solution.dual)
             solution = _rounded(solution, certificate)
         solved.append((problem, solution, certificate))
     return PrunedLayer.of(replace(layer, weight=weight, bias=bias), solved)
 
 
-def _rounded(solution: Reweighted, certificate: Certificate) -> Reweighted:
+def _rounded(solution: Solution, certificate: Certificate) -> Solution:
     """The solution as what its rounded weights are: they may miss the tolerances that it met."""
+    if solution.status is Status.MEASURED:
+        return solution
     gap_tol, feas_tol = solution.settings["gap_tol"], solution.settings["feas_tol"]
     if solution.status is not Status.SOLVED or certificate.holds(gap_tol, feas_tol):
         return solution

@@ -22,6 +22,7 @@ then has the pruned weights' own a_l, which is known only afterwards.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,8 +30,9 @@ from typing import Any
 
 import numpy as np
 
+from nettrim.how import How
 from nettrim.layer import Layer, PrunedLayer, kind_of, prune_layer
-from nettrim.patterns import matches, numbers_for
+from nettrim.patterns import densities_for, matches, numbers_for
 from nettrim.report import to_json, write_atomically
 from nettrim.units import align
 
@@ -61,8 +63,10 @@ class LayerReport:
         Radius relative to the outputs on Omega.
     discrepancy : float
         Error of the outputs on Omega, relative, on the inputs that the layer was pruned with.
-    gap, violation : float
-        Of the certificate.
+    gap : float or None
+        Of the certificate; None for methods without a dual bound.
+    violation : float
+        Of the certificate; without a gap, what exceeds the bounds off Omega.
     flips : int
     samples : int
         P of the layer's problem.
@@ -85,7 +89,7 @@ class LayerReport:
     kept: int
     epsilon: float
     discrepancy: float
-    gap: float
+    gap: float | None
     violation: float
     flips: int
     samples: int
@@ -168,7 +172,7 @@ def table(reports: Sequence[LayerReport]) -> str:
     rows = [
         (
             *(r.name, r.kind, r.status, f"{r.density:.2%}", str(r.round) if reweighted else ""),
-            *(f"{r.epsilon:.2%}", f"{r.gap:.1e}", f"{r.violation:.1e}"),
+            *(f"{r.epsilon:.2%}", "" if r.gap is None else f"{r.gap:.1e}", f"{r.violation:.1e}"),
             *(_percent(r.error), _percent(r.holdout), _percent(r.bound), f"{r.seconds:.1f}"),
         )
         for r in reports
@@ -184,14 +188,18 @@ def _percent(value: float | None) -> str:
 def prune(
     layers: Sequence[Layer],
     inputs: np.ndarray,
-    epsilon: float | Mapping[str, float] = 0.05,
+    epsilon: float | Mapping[str, float] | None = None,
     scheme: str = "parallel",
     *,
+    density: float | Mapping[str, float] | None = None,
+    method: str = "auto",
     gamma: float | Mapping[str, float] = 1.1,
     between: Sequence[Callable[[np.ndarray], np.ndarray] | None] | None = None,
     targets: Sequence[str] = ("*",),
     ignore: Sequence[str] = (),
     rounds: int = 1,
+    refit: str | None = None,
+    effort: str = "default",
     holdout: float = 0.1,
     samples: int | None = None,
     seed: int = 0,
@@ -216,10 +224,17 @@ def prune(
         In order; names must differ. The last one usually has ``relu=False``.
     inputs : (B, ...) array
         Samples of what goes into the first, batch first.
-    epsilon : float or mapping of name patterns to floats
+    epsilon : float or mapping of name patterns to floats, optional
         Error of a layer relative to its outputs on Omega; in the cascade scheme that of the first pruned layer. The
-        first pattern that fits counts.
+        first pattern that fits counts. 0.05 if there is no density either.
     scheme : {"parallel", "cascade"}
+        With a density, "cascade" means that a layer reproduces its outputs from what the pruned layers before it give.
+    density : float or mapping of name patterns to floats, optional
+        In place of an error: the fraction of each layer's weights to keep; biases stay and do not count. See `allocate`
+        for densities that suit the network.
+    method : {"auto", "admm", "working_set", "l0", "magnitude", "random", "wanda", "sparsegpt", "alps"}
+        The first three are l1, with a gap in its certificate, by one of its solvers. "l0", the search of `l0`, and the
+        others need a density.
     gamma : float or mapping of name patterns to floats
         Slackness of the cascade's further layers, at least 1.
     between : sequence of callables or None, optional
@@ -228,6 +243,11 @@ def prune(
         Patterns of the names of layers to prune, and not to; see `matches`.
     rounds : int
         Of reweighted l1 in each layer, at most; more than 1 keeps fewer weights within the same errors, see `sparsest`.
+    refit : {None, "free", "within"}
+        Of what l1 has found, to a smaller error on the same support: within the constraints, or free of them. A layer
+        that it makes worse on the samples held out stays as it was. After the compared pruners "free" is least squares.
+    effort : {"fast", "default", "thorough"}
+        Of the search of `l0`.
     holdout : float
         Fraction of the samples that are kept back, to measure errors on; 0 for none.
     samples : int, optional
@@ -256,9 +276,13 @@ def prune(
     chosen = [matches(layer.name, targets) and not matches(layer.name, ignore) for layer in layers]
     if not any(chosen):
         raise ValueError(f"no layer fits targets {list(targets)} and not ignore {list(ignore)}: {_names(layers)}")
-    numbers = iter(
-        numbers_for([layer.name for layer, c in zip(layers, chosen, strict=True) if c], scheme, epsilon, gamma)
-    )
+    how = How(method, rounds, refit, effort)
+    names = [layer.name for layer, c in zip(layers, chosen, strict=True) if c]
+    how.check(epsilon, density)
+    if density is None:
+        numbers = iter(numbers_for(names, scheme, 0.05 if epsilon is None else epsilon, gamma))
+    else:
+        numbers = iter(densities_for(names, density))
     calibration, held_out = _split(inputs, holdout, samples, seed)
     # what arrives at a layer, in the unpruned and in the pruned network
     arriving = {"calibration": (calibration, calibration)}
@@ -273,19 +297,32 @@ def prune(
             bound *= layer.amplification()
         else:
             fed = current if scheme == "cascade" else given
-            options: dict[str, Any] = {"rounds": rounds, "penalise_bias": penalise_bias, **settings}
-            if scheme == "parallel" or first:
+            options: dict[str, Any] = {"how": how, "penalise_bias": penalise_bias, **settings}
+            if "held out" in arriving:
+                options["heldout"] = arriving["held out"][scheme == "cascade"], outputs["held out"]
+            if density is not None:
+                options["density"] = next(numbers)
+                if scheme == "cascade" and not first and how.l1:
+                    # small errors may be out of reach otherwise
+                    options["slack"] = 1.0, layer.linear(fed)
+                result = prune_layer(layer, fed, outputs["calibration"], **options)
+                # in the cascade scheme it was measured against the unpruned network's outputs
+                before = bound * result.layer.amplification() if scheme == "parallel" else 0.0
+                bound = before + result.distance
+            elif scheme == "parallel" or first:
                 options["epsilon"] = next(numbers)
                 result = prune_layer(layer, fed, outputs["calibration"], **options)
                 # the pruned weights' l1 norm is bounded by all that counts in it, unless it was another that shrank
-                grows = layer.amplification(with_bias=penalise_bias) if rounds == 1 else result.layer.amplification()
-                bound = bound * grows + result.epsilon
+                l1 = rounds == 1 and refit is None
+                grows = layer.amplification(with_bias=penalise_bias) if l1 else result.layer.amplification()
+                bound = bound * grows + result.distance
             else:
                 slackness = next(numbers)
                 result = prune_layer(
                     layer, fed, outputs["calibration"], slack=(slackness, layer.linear(fed)), **options
                 )
-                bound *= slackness * layer.amplification()
+                # a refit free of the constraints is free of what follows from them
+                bound = math.inf if refit == "free" else bound * slackness * layer.amplification()
             pruned[k], first = result.layer, False
         left = {name: pruned[k](pair[1]) for name, pair in arriving.items()}
         if result is not None:
@@ -379,8 +416,8 @@ def _report(
     """From the outputs of the layer in the unpruned and in the pruned network."""
     norms = {name: _norm(a) or 1.0 for name, a in outputs.items()}
     errors = {name: _norm(left[name] - a) / norms[name] for name, a in outputs.items()}
-    bound /= norms["calibration"]
-    return replace(describe(old, made), bound=bound, error=errors["calibration"], holdout=errors.get("held out"))
+    relative = bound / norms["calibration"] if math.isfinite(bound) else None
+    return replace(describe(old, made), bound=relative, error=errors["calibration"], holdout=errors.get("held out"))
 
 
 def _norm(a: np.ndarray) -> float:

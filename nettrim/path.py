@@ -32,6 +32,9 @@ EPSILONS = (0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.03)
 _ROUGH_GAP, _ROUGH_TOL, _TOL = 1e-2, 0.05, 0.02
 #: a first guess of epsilon; solves of a search at most, rough and final; the longest step, as a factor of epsilon
 FIRST, _MOST_ROUGH, _MOST_FINAL, _STEP = 0.1, 12, 8, 4.0
+#: iterations of a rough solve at most, and statuses after which a search goes on with larger errors
+_ITERATIONS = 1000
+_OUT_OF_REACH = (Status.INFEASIBLE, Status.MAX_ITERATIONS)
 #: epsilons relative to ||Y_Omega|| that a search stays between
 _LEAST, _MOST = 1e-4, 1.0
 
@@ -191,6 +194,7 @@ def to_count(solver: Solver, nnz: int, rounds: int = 1) -> Reweighted:
         changes: dict[str, Any] = {"time_limit": max(left, 1e-9)}
         if rough:
             changes |= {"gap_tol": max(_ROUGH_GAP, settings.gap_tol), "feas_tol": max(1e-3, settings.feas_tol)}
+            changes["max_iterations"] = min(_ITERATIONS, settings.max_iterations)
         solver.settings = replace(settings, **changes)
         solver.update(epsilon=epsilon)
         return reweight(solver, 1 if rough and rounds == 1 else rounds)
@@ -201,7 +205,14 @@ def to_count(solver: Solver, nnz: int, rounds: int = 1) -> Reweighted:
                 search.forget()
             for _ in range(most):
                 found = solve(epsilon, rough=not final)
+                found = replace(found, settings=found.settings | {"epsilon": epsilon})
                 solves += 1
+                if found.status in _OUT_OF_REACH:
+                    # so small an error is out of reach, or takes too long: a larger one
+                    following = search.larger(epsilon)
+                    if following is not None:
+                        epsilon = following
+                        continue
                 count = found.certificate.nnz
                 if final or found.status is not Status.SOLVED:
                     if fewest is None or count < fewest.certificate.nnz:
@@ -225,8 +236,7 @@ def to_count(solver: Solver, nnz: int, rounds: int = 1) -> Reweighted:
                 break
     finally:
         solver.settings, solver.problem = settings, problem
-    chosen = best or fewest
-    assert chosen is not None
+    chosen = best or fewest or found
     at = chosen.certificate.discrepancy
     message = f"{chosen.certificate.nnz} of {nnz} weights at an error of {at:.4g}, after {solves} solves"
     status = chosen.status
@@ -248,6 +258,12 @@ class _Search:
     def forget(self) -> None:
         """Counts of rough solves no longer bracket; their slope is kept."""
         self.low, self.high = math.log(_LEAST), math.log(_MOST)
+
+    def larger(self, epsilon: float) -> float | None:
+        """After an error that is out of reach: half way to the smallest that is not."""
+        self.low = max(self.low, math.log(epsilon))
+        step = min((self.high - self.low) / 2, math.log(_STEP))
+        return math.exp(self.low + step) if step > 1e-3 else None
 
     def next(self, epsilon: float, count: int) -> float | None:
         """The epsilon to try, or None when there is none left between."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["matches", "numbers_for", "value_for"]
+__all__ = ["densities_for", "matches", "numbers_for", "value_for"]
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
@@ -50,6 +50,26 @@ def numbers_for(
             )
         if what == "gamma" and not number >= 1:
             raise ValueError(f"gamma must be at least 1; got {number} for {name!r}")
+        numbers.append(float(number))
+    return numbers
+
+
+def densities_for(names: Sequence[str], density: float | Mapping[str, float]) -> list[float]:
+    """Fraction of weights to keep of each layer, checked before the first is solved.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not a number, none for a layer, a pattern that fits none, or a density outside of (0, 1].
+    """
+    _check_patterns("density", density, names, False)
+    numbers = []
+    for name in names:
+        number = value_for(density, name, "density")
+        if isinstance(number, bool) or not isinstance(number, (int, float, np.integer, np.floating)):
+            raise TypeError(f"density must be a number; got {number!r} for layer {name!r}")
+        if not 0 < number <= 1:
+            raise ValueError(f"density must be above 0 and at most 1; got {number} for {name!r}")
         numbers.append(float(number))
     return numbers
 

@@ -131,7 +131,18 @@ class Run:
         reason = self.loop.run(state, self.settings, accept, self._stopped, self._observe, self.iterated)
         self.seconds["iterate"] += self._elapsed() - sum(self.seconds.values())
         self.iterated = state.iteration - first
+        if reason == "diverged":
+            self._start_again()
+            reason = "max_iterations"
         return reason, self.iterated
+
+    def _start_again(self) -> None:
+        """After iterates that overflowed: the best check's weights, or none, are what is left of them."""
+        p = self.problem
+        self.solver._state = self.loop.start()
+        shape = (p.N + 1, p.M) if p.compact else (p.M, p.P)
+        W = np.zeros((p.N, p.M), p.dtype) if self.best is None else self.best[1]
+        self._certified(W, np.zeros(shape, p.dtype))
 
     def _working_sets(self) -> tuple[str, int]:
         """Run the rounds; a reason that is not in FINAL says why ADMM has to go on."""

@@ -410,7 +410,9 @@ class WorkingSet:
         gap = (objective - dual) / size if size > 0 else 0.0
         self.gap = min(abs(gap), 1.0)
         rows, excess = np.array([j[1] for j in judged]), float(sum(j[2] for j in judged))
-        scale = (1 / mu).astype(loop.dtype)
+        with np.errstate(over="ignore"):
+            # a level that runs away is refused by the certificate
+            scale = (1 / mu).astype(loop.dtype)
         check = Check(k, objective, dual, gap, time.perf_counter() - began, W, lambda: Z * scale[:, None])
         check.violation = loop.relative_violation(rows, excess)
         check.details = {

@@ -149,7 +149,7 @@ def test_the_slack_makes_the_layers_own_weights_feasible(rng):
     assert made.epsilon == pytest.approx(1.2 * distance)
     with pytest.raises(ValueError, match="gamma must be at least 1"):
         prune_layer(layer, changed, Y, slack=(0.9, Z))
-    with pytest.raises(ValueError, match="one of epsilon and slack"):
+    with pytest.raises(ValueError, match="one of epsilon, slack and density"):
         prune_layer(layer, changed, Y)
 
 

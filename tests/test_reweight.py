@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import nettrim as nt
+from nettrim.how import How
 from nettrim.layer import Layer, prune_layer
 from nettrim.reweight import DELTA, reweight, slopes
 
@@ -206,13 +207,15 @@ def test_a_rounded_layer_is_certified_for_its_round():
 
     old = layers[0]
     problems = list(group_problems(old, x, old(x), 0.1))
-    made = solve_groups(old, problems, lambda a, what: a.astype(np.float32).astype(a.dtype), rounds=3, feas_tol=1e-3)
+    made = solve_groups(
+        old, problems, lambda a, what: a.astype(np.float32).astype(a.dtype), how=How(rounds=3), feas_tol=1e-3
+    )
     solution, problem = made.solutions[0], problems[0][1]
     W = made.layer.weights(slice(0, 30))
     assert made.round > 1 and not np.array_equal(W, solution.W)
     expected = nt.certify(problem.replace(C=solution.C), W, solution.dual)
     assert made.certificates[0] == expected and abs(expected.gap) < 2e-3
-    assert prune_layer(old, x, old(x), 0.1, rounds=3).layer.nnz < prune_layer(old, x, old(x), 0.1).layer.nnz
+    assert prune_layer(old, x, old(x), 0.1, how=How(rounds=3)).layer.nnz < prune_layer(old, x, old(x), 0.1).layer.nnz
 
 
 def test_it_prints_as_a_line():

@@ -15,7 +15,7 @@ nn, F = torch.nn, torch.nn.functional
 
 import nettrim as nt  # noqa: E402
 import nettrim.torch as ntt  # noqa: E402
-from nettrim import layer  # noqa: E402
+from nettrim import how, layer  # noqa: E402
 from nettrim.torch import capture  # noqa: E402
 
 
@@ -202,8 +202,8 @@ def test_a_run_that_was_killed_goes_on(tmp_path, monkeypatch, after):
 
     with pytest.raises(KeyboardInterrupt):
         ntt.prune(net, batches, 0.1, "cascade", directory=tmp_path, progress=stop)
-    solved, solver = [], layer.Solver
-    monkeypatch.setattr(layer, "Solver", lambda *a, **k: solved.append(1) or solver(*a, **k))
+    solved, solver = [], how.Solver
+    monkeypatch.setattr(how, "Solver", lambda *a, **k: solved.append(1) or solver(*a, **k))
     again = ntt.prune(net, batches, 0.1, "cascade", directory=tmp_path)
     # the grouped layer has two problems
     assert len(solved) == 5 - after
@@ -406,7 +406,7 @@ def test_rounding_that_costs_the_tolerances_is_not_called_solved():
 
 def test_a_time_limit_is_that_of_the_whole_layer(monkeypatch):
     asked = []
-    monkeypatch.setattr(layer, "reweight", lambda solver, rounds: asked.append(solver.settings.time_limit) or stop())
+    monkeypatch.setattr(how, "reweight", lambda solver, rounds: asked.append(solver.settings.time_limit) or stop())
 
     def stop():
         if len(asked) == 3:

@@ -63,7 +63,8 @@ def alps(W: np.ndarray, moments: np.ndarray, pattern: Sparsity, products: np.nda
         return np.where(pattern.mask(np.abs(A)), A, 0)
 
     start = project(dense)
-    B, D, V = dense, start, np.zeros_like(dense)
+    B: np.ndarray = dense
+    D, V = start, np.zeros_like(dense)
     rho, moved, support = _RHO, False, start != 0
     solve = inverse(rho)
     for k in range(1, _MOST + 1):

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ import torch
 from torch import nn
 
 from nettrim import __version__
-from nettrim.layer import USABLE, solve_groups
+from nettrim.how import How
+from nettrim.layer import USABLE, Layer, solve_groups
 from nettrim.network import SCHEMES, LayerReport, describe, table
-from nettrim.patterns import numbers_for
+from nettrim.path import FIRST
+from nettrim.patterns import densities_for, numbers_for
 from nettrim.report import to_json, write_atomically
-from nettrim.reweight import check_rounds
 from nettrim.settings import Settings
 from nettrim.torch.capture import (
     Arguments,
@@ -107,15 +109,19 @@ class PrunedModel:
 def prune(
     model: nn.Module,
     loader: Iterable[Any],
-    epsilon: float | Mapping[str, float] = 0.05,
+    epsilon: float | Mapping[str, float] | None = None,
     scheme: str = "parallel",
     *,
+    density: float | Mapping[str, float] | None = None,
+    method: str = "auto",
     gamma: float | Mapping[str, float] = 1.1,
     targets: Sequence[str] = ("*",),
     ignore: Sequence[str] = (),
     arguments: Arguments = arguments_of,
     samples: int | None = None,
     rounds: int = 1,
+    refit: str | None = None,
+    effort: str = "default",
     holdout: float = 0.1,
     fold: bool = True,
     penalise_bias: bool = True,
@@ -136,10 +142,15 @@ def prune(
         Trained. It is copied, unless `inplace`; its mode, device and gradients are as before afterwards.
     loader : iterable of batches
         Samples to calibrate on, as for training; labels are not used. They are read once and kept.
-    epsilon : float or mapping of name patterns to floats
+    epsilon : float or mapping of name patterns to floats, optional
         Error of a layer relative to its outputs; in the cascade scheme that of the first layer. The first pattern that
-        fits counts.
+        fits counts. 0.05 if there is no density either.
     scheme : {"parallel", "cascade"}
+    density : float or mapping of name patterns to floats, optional
+        In place of an error: the fraction of each layer's weights to keep; biases stay and do not count.
+    method : {"auto", "admm", "working_set", "l0", "magnitude", "random", "wanda", "sparsegpt", "alps"}
+        The first three are l1, with a gap in its certificate, by one of its solvers. "l0", the search of `nettrim.l0`,
+        and the others need a density.
     gamma : float or mapping of name patterns to floats
         Slackness of the cascade's further layers.
     targets, ignore : sequence of str
@@ -151,6 +162,10 @@ def prune(
     rounds : int
         Of reweighted l1 in each layer, at most; more than 1 keeps fewer weights within the same errors, see
         `nettrim.sparsest`.
+    refit : {None, "free", "within"}
+        Of what l1 has found, to a smaller error on the same support, see `nettrim.prune`.
+    effort : {"fast", "default", "thorough"}
+        Of the search of `nettrim.l0`.
     holdout : float
         Fraction of them that is held back, to measure errors on.
     fold : bool
@@ -180,7 +195,10 @@ def prune(
         Batch norms could not be folded exactly.
     """
     Settings.make(**settings)
-    check_rounds(rounds)
+    how = How(method, rounds, refit, effort)
+    how.check(epsilon, density)
+    if density is None and epsilon is None:
+        epsilon = 0.05
     stored = {name: value for name, value in settings.items() if name not in ("callback", "verbose", "n_threads")}
     check_arguments(model, holdout, targets)
     if scheme not in SCHEMES:
@@ -198,17 +216,26 @@ def prune(
     if settings.get("verbose"):
         print(plan_of(original, found, calibration, held_out, arguments, budget, settings.get("n_threads")).table())
     programs = Programs(original, pruned, calibration, arguments, penalise_bias, budget)
-    run = _Run(programs, directory, rounds, settings)
-    numbers = numbers_for([target.name for target in found], scheme, epsilon, gamma)
+    others = Programs(original, pruned, held_out, arguments, penalise_bias, budget) if held_out and refit else None
+    run = _Run(programs, others, directory, how, settings)
+    names = [target.name for target in found]
+    if density is None:
+        assert epsilon is not None
+        numbers, what = numbers_for(names, scheme, epsilon, gamma), "epsilon or gamma"
+    else:
+        numbers, what = densities_for(names, density), "density"
     options = {"scheme": scheme, "rounds": rounds, "penalise_bias": penalise_bias, "holdout": holdout}
+    # only where they are not what they have always been: directories of earlier versions stay valid
+    options |= {name: value for name, value in asdict(how).items() if value != getattr(How(), name)}
     # with other limits, a layer that is finished is the same
     limits = ("time_limit", "max_iterations")
     making = {name: value for name, value in stored.items() if name not in limits}
-    run.begin(found, {"epsilon or gamma": numbers, **options, **making})
+    run.begin(found, {what: numbers, **options, **making})
     reports = []
     for k, (target, number) in enumerate(zip(found, numbers, strict=True)):
-        slack = scheme == "cascade" and k > 0
-        reports.append(run.layer(target, number, scheme == "cascade", slack))
+        # with a count, small errors may be out of reach of l1 otherwise; the other methods keep to no bounds
+        slack = scheme == "cascade" and k > 0 and (density is None or how.l1)
+        reports.append(run.layer(target, number, scheme == "cascade", slack, density is not None))
         if progress is not None:
             progress(reports[-1])
     errors = [_errors(original, pruned, found, some, arguments) for some in (calibration, held_out)]
@@ -220,7 +247,7 @@ def prune(
         model.load_state_dict(pruned.state_dict())
         pruned = model
     about = {
-        **{"epsilon": epsilon, "gamma": gamma, "samples": samples, **options, **stored},
+        **{"epsilon": epsilon, "density": density, "gamma": gamma, "samples": samples, **options, **stored},
         **{"calibration": digest(calibration, arguments), "original": given},
     }
     return PrunedModel(pruned, reports, scheme, folded, _plain(about))
@@ -229,8 +256,8 @@ def prune(
 class _Run:
     """The layers of one call of `prune`, one after the other."""
 
-    def __init__(self, programs: Programs, directory: Any, rounds: int, settings: dict[str, Any]):
-        self.programs, self.rounds, self.settings = programs, rounds, settings
+    def __init__(self, programs: Programs, others: Programs | None, directory: Any, how: How, settings: dict[str, Any]):
+        self.programs, self.others, self.how, self.settings = programs, others, how, settings
         self.directory = None if directory is None else Path(directory)
         self.count, self.solved = 0, False
 
@@ -258,8 +285,8 @@ class _Run:
         with write_atomically(path) as file:
             file.write(to_json(made).encode())
 
-    def layer(self, target: Target, number: float, cascade: bool, slack: bool) -> LayerReport:
-        """Prune one layer of `pruned`, or take it from the directory."""
+    def layer(self, target: Target, number: float, cascade: bool, slack: bool, counted: bool) -> LayerReport:
+        """Prune one layer of `pruned`, or take it from the directory; `counted` if the number is a density."""
         path = None if self.directory is None else self.directory / f"layer_{self.count:03d}.npz"
         self.count += 1
         module = self.programs.pruned.get_submodule(target.name)
@@ -271,13 +298,22 @@ class _Run:
             return report
         self.solved = True
         layer = layer_of(target)
+        # of a radius that the count replaces
+        first = 1.0 if slack else FIRST
         began = time.perf_counter()
         with (
             evaluating(self.programs.original, self.programs.pruned),
-            self.programs.of(target, layer, number, cascade, slack) as problems,
+            self.programs.of(target, layer, first if counted else number, cascade, slack) as problems,
+            self._heldout(target, layer, cascade) as others,
         ):
             made = solve_groups(
-                layer, problems, lambda a, what: _rounded(a, getattr(module, what).dtype), self.rounds, **self.settings
+                layer,
+                problems,
+                lambda a, what: _rounded(a, getattr(module, what).dtype),
+                self.how,
+                number if counted else None,
+                others,
+                **self.settings,
             )
         pruned, report = made.layer, replace(describe(layer, made), seconds=time.perf_counter() - began)
         # what fell short may do better with another time limit: it is not finished
@@ -287,6 +323,10 @@ class _Run:
                 np.savez(file, report=np.array(to_json(asdict(report))), **arrays)
         _assign(module, pruned.weight, pruned.bias)
         return report
+
+    def _heldout(self, target: Target, layer: Layer, cascade: bool) -> AbstractContextManager:
+        """The layer's problems on samples that were held out, if they are needed."""
+        return nullcontext() if self.others is None else self.others.of(target, layer, FIRST, cascade, False)
 
 
 def _errors(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nettrim.how import SOLVERS
 from nettrim.patterns import value_for
 from nettrim.settings import Settings
 from nettrim.solution import certify
@@ -86,7 +87,7 @@ def verify(
         As given to `prune`.
     bound : bool
         Solve every layer again for a lower bound of its l1 norm, and recompute the gap. Not of layers whose weights are
-        from a later round of reweighting: the norm that it minimised is not in the file.
+        from a later round of reweighting, whose norm is not in the file, or were searched for a density.
     memory : float
         Bytes of a layer's inputs in memory.
 
@@ -134,10 +135,15 @@ def verify(
     rows = []
     for k, target in enumerate(found):
         module: Any = pruned.get_submodule(target.name)
-        slack = scheme == "cascade" and k > 0
-        number = value_for(settings["gamma" if slack else "epsilon"], target.name, "gamma" if slack else "epsilon")
+        claim = claims[target.name]
+        counted = settings.get("density") is not None
+        l1 = settings.get("method", "auto") in SOLVERS
+        slack = scheme == "cascade" and k > 0 and (not counted or l1)
+        what = "gamma" if slack else "epsilon"
+        # with a density, the radius is what the search for it ended at
+        number = (1.0 if slack else claim["epsilon"]) if counted else value_for(settings[what], target.name, what)
         # the norm that a later round of reweighting minimised is not in the file
-        bounded = bound and claims[target.name].get("round", 1) == 1
+        bounded = bound and claim.get("round", 1) == 1 and claim["status"] != "measured" and not counted
         # the file's weights take their place after their problem has been made from what comes before
         before = layer_of(target)
         with (
@@ -157,18 +163,24 @@ def verify(
             for m, problem in made:
                 dual = Solver(problem, **solving).solve().dual if bounded else None
                 found_here.append(certify(problem, held.weights(m).astype(problem.dtype), dual))
+        squares = sum((c.discrepancy * p.y_norm) ** 2 for c, (_, p) in zip(found_here, made, strict=True))
+        size = float(np.sqrt(sum(p.y_norm**2 for _, p in made))) or 1.0
+        error = float(np.sqrt(squares)) / size
         violation = max(c.violation for c in found_here)
+        if counted:
+            # the groups have radii of their own, of which the report has the sum
+            excess = max(error - claim["epsilon"], 0.0) / max(claim["epsilon"], 1e-2)
+            violation = max(excess, *(c.inequality_violation for c in found_here))
         gap = max((c.gap for c in found_here), key=abs) if bounded else None
         # as in the report of the pruning: a status that fell short stays so
-        claim = claims[target.name]
         holds = (
             claim["status"] == "solved"
             and violation <= feas_tol * (1 + 1e-6)
             and (gap is None or abs(gap) <= gap_tol * (1 + 1e-6))
         )
-        squares = sum((c.discrepancy * p.y_norm) ** 2 for c, (_, p) in zip(found_here, made, strict=True))
-        size = float(np.sqrt(sum(p.y_norm**2 for _, p in made))) or 1.0
-        error = float(np.sqrt(squares)) / size
+        if claim["status"] == "measured":
+            # nothing was asked for but what the report says of it
+            holds = violation <= claim["violation"] * (1 + 1e-4) + 1e-6 and held.nnz <= claim["kept"]
         claimed = float("inf") if claim["violation"] is None else claim["violation"]
         status = claim["status"]
         rows.append(Verified(target.name, holds, violation, error, held.size, held.nnz, claimed, status, gap))

@@ -1,0 +1,165 @@
+"""Whole networks by a density and by other methods, with refits: counts, errors, reports, what is refused."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+import nettrim as nt
+from nettrim.how import METHODS, How
+
+
+def network(seed: int = 0, sizes: tuple[int, ...] = (24, 40, 30, 6)):
+    rng = np.random.default_rng(seed)
+    layers = [
+        nt.Layer(
+            (rng.standard_normal((m, n)) ** 3 / n).astype(np.float32),
+            (0.1 * rng.standard_normal(m)).astype(np.float32),
+            relu=k < len(sizes) - 2,
+            name=f"fc{k}",
+        )
+        for k, (n, m) in enumerate(pairwise(sizes))
+    ]
+    mix = rng.standard_normal((sizes[0], sizes[0]))
+    return layers, (rng.standard_normal((1500, sizes[0])) @ mix).astype(np.float32)
+
+
+def kept(layer: nt.Layer) -> int:
+    return int(np.count_nonzero(layer.weight))
+
+
+@pytest.mark.parametrize("scheme", ["parallel", "cascade"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_meets_a_density(method, scheme):
+    layers, x = network()
+    pruned = nt.prune(layers, x, density=0.3, method=method, scheme=scheme)
+    for old, new, report in zip(layers, pruned.layers, pruned.reports, strict=True):
+        most = round(0.3 * old.weight.size) + old.outputs
+        if How(method).l1:
+            assert 0.8 * most <= new.nnz <= most and report.status == "solved" and report.gap is not None
+        else:
+            assert kept(new) == round(0.3 * old.weight.size) and (new.bias != 0).all()
+            assert report.status == "measured" and report.gap is None
+        assert report.error is not None and report.holdout is not None and report.bound is not None
+        # what is promised, or was measured, bounds what happened
+        assert report.error <= report.bound * (1 + 1e-3)
+    assert len(pruned.table().splitlines()) == 4
+    json.dumps(pruned.to_dict(), allow_nan=False)
+
+
+def test_the_search_beats_the_rivals_and_l1():
+    layers, x = network()
+    errors = {m: nt.prune(layers, x, density=0.25, method=m).reports[-1].holdout for m in METHODS}
+    assert errors["l0"] == min(errors.values())
+    cascade = nt.prune(layers, x, density=0.25, method="l0", scheme="cascade").reports[-1].holdout
+    assert cascade < errors["l0"]
+
+
+@pytest.mark.parametrize("scheme", ["parallel", "cascade"])
+def test_refits_lower_the_error_on_the_same_support(scheme):
+    layers, x = network()
+    plain = nt.prune(layers, x, 0.2, scheme, rounds=3)
+    free = nt.prune(layers, x, 0.2, scheme, rounds=3, refit="free")
+    within = nt.prune(layers, x, 0.2, scheme, rounds=3, refit="within")
+    # the first layer begins with the same weights in all three
+    supports = [p.layers[0].weight != 0 for p in (plain, free, within)]
+    assert (supports[1] <= supports[0]).all() and (supports[2] <= supports[0]).all()
+    assert free.reports[0].error < 0.9 * plain.reports[0].error
+    assert free.reports[0].error <= within.reports[0].error <= plain.reports[0].error
+    assert free.reports[0].status == "measured" and within.reports[0].violation < 1e-3
+    assert free.reports[-1].holdout < plain.reports[-1].holdout
+    assert (free.reports[-1].bound is None) == (scheme == "cascade")
+
+
+def test_a_refit_that_overfits_is_not_kept():
+    layers, x = network()
+    few = nt.prune(layers[:1], x[:40], 0.01, refit="free", holdout=0.5, targets=["fc0"])
+    # 20 samples for 25 inputs: whichever weights are kept, they are no worse on the others than those of l1
+    plain = nt.prune(layers[:1], x[:40], 0.01, holdout=0.5, targets=["fc0"])
+    assert few.reports[0].holdout <= plain.reports[0].holdout * (1 + 1e-3)
+
+
+def test_densities_by_pattern():
+    layers, x = network()
+    pruned = nt.prune(layers, x, density={"fc0": 0.5, "*": 0.2}, method="alps", refit="free")
+    assert [kept(layer) for layer in pruned.layers] == [480, 240, 36]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"method": "l0"}, "needs a density"),
+        ({"method": "magic", "density": 0.1}, "method must be one of"),
+        ({"density": 0.1, "epsilon": 0.1}, "not both"),
+        ({"density": 0.0}, "density must be above 0"),
+        ({"density": "a"}, "density must be a number"),
+        ({"density": {"fc9": 0.1}}, "fits no layer"),
+        ({"density": {"fc0": 0.1}}, "no pattern that fits"),
+        ({"refit": "yes"}, "refit must be"),
+        ({"effort": "all"}, "effort must be"),
+        ({"density": 0.1, "method": "l0", "rounds": 2}, "rounds are those of"),
+        ({"density": 0.1, "method": "l0", "refit": "within"}, "refit='within'"),
+    ],
+)
+def test_wrong_choices_name_the_argument(options, error):
+    layers, x = network()
+    with pytest.raises((TypeError, ValueError), match=error):
+        nt.prune(layers, x, **options)
+
+
+def test_a_diverging_problem_is_a_status():
+    rng = np.random.default_rng(0)
+    X = np.maximum(rng.standard_normal((40, 12)), 0).astype(np.float32)
+    X = np.hstack([X, X])
+    # the same inputs twice, with different outputs: nothing comes near
+    Y = np.maximum(rng.standard_normal((5, 24)), 0).astype(np.float32)
+    for method in ("admm", "auto"):
+        sol = nt.solve(X, Y, 1e-3, method=method, max_iterations=3000)
+        assert sol.status in (nt.Status.INFEASIBLE, nt.Status.MAX_ITERATIONS) and np.isfinite(sol.W).all()
+    assert nt.solve(X, Y, density=0.1, max_iterations=3000).status == nt.Status.SOLVED
+
+
+def test_torch_models(tmp_path):
+    torch = pytest.importorskip("torch")
+    import nettrim.torch as ntt
+
+    torch.manual_seed(0)
+    nn = torch.nn
+    net = nn.Sequential(
+        nn.Conv2d(1, 6, 3, groups=1), nn.ReLU(), nn.Flatten(), nn.Linear(600, 30), nn.ReLU(), nn.Linear(30, 4)
+    )
+    x = [torch.randn(200, 1, 12, 12) for _ in range(5)]
+    for options in (
+        {"density": 0.3, "method": "l0"},
+        {"density": 0.3, "method": "alps", "refit": "free"},
+        {"density": 0.3, "rounds": 2},
+        {"epsilon": 0.2, "refit": "within"},
+        {"epsilon": 0.2, "refit": "free"},
+    ):
+        for scheme in ("parallel", "cascade"):
+            pruned = ntt.prune(net, x, scheme=scheme, feas_tol=1e-3, **options)
+            path = tmp_path / "pruned.safetensors"
+            pruned.save(path)
+            assert all(row.holds for row in ntt.verify(path, x, net)), (options, scheme, pruned.table())
+            if "density" in options:
+                assert pruned.kept < 0.36
+
+
+def test_a_run_by_density_goes_on(tmp_path):
+    torch = pytest.importorskip("torch")
+    import nettrim.torch as ntt
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(30, 20), torch.nn.ReLU(), torch.nn.Linear(20, 4))
+    x = [torch.randn(300, 30)]
+    whole = ntt.prune(net, x, density=0.3, method="l0", directory=tmp_path)
+    again = ntt.prune(net, x, density=0.3, method="l0", directory=tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
+    assert again.table() == whole.table()
+    with pytest.raises(ValueError, match="differs in its .*density"):
+        ntt.prune(net, x, density=0.2, method="l0", directory=tmp_path)
+    with pytest.raises(ValueError, match="differs in its .*method"):
+        ntt.prune(net, x, density=0.3, method="wanda", directory=tmp_path)
