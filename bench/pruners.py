@@ -29,6 +29,8 @@ from nettrim import pruners
 KEPT = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 RIVALS = ("random", "magnitude", "wanda", "sparsegpt", "alps")
 EFFORTS = ("fast", "default", "thorough")
+THOROUGH = 0.2
+PARTS = ("calibration", "validation", "test")
 
 
 def network(name: str) -> list[np.ndarray]:
@@ -73,9 +75,11 @@ def error(W: np.ndarray, X: np.ndarray, Y: np.ndarray) -> float:
     return float(np.linalg.norm(np.maximum(W.T @ X, 0) - Y) / np.linalg.norm(Y))
 
 
-def candidates() -> list[tuple[str, dict[str, Any]]]:
+def candidates(kept: float) -> list[tuple[str, dict[str, Any]]]:
     rivals = [(f"{m}{' + refit' * r}", {"method": m, "refit": r}) for m in RIVALS for r in (False, True)]
-    return rivals + [(f"l0, {effort}", {"effort": effort}) for effort in EFFORTS]
+    # where half of the weights stay, exchanges take minutes and gain little
+    efforts = EFFORTS if kept <= THOROUGH else EFFORTS[:2]
+    return rivals + [(f"l0, {effort}", {"effort": effort}) for effort in efforts]
 
 
 def prune(W: np.ndarray, X: np.ndarray, Y: np.ndarray, kept: float, linear: bool, **how: Any) -> np.ndarray:
@@ -95,7 +99,7 @@ def layers(name: str, count: int, record: dict) -> None:
         outputs = {part: np.maximum(net[k].T @ X, 0) for part, X in parts.items()}
         X, Y = parts["calibration"], outputs["calibration"]
         for kept in KEPT:
-            for method, how in candidates():
+            for method, how in candidates(kept):
                 if (name, k + 1, kept, method) in done:
                     continue
                 began = time.perf_counter()
@@ -108,7 +112,7 @@ def layers(name: str, count: int, record: dict) -> None:
             cell = {r["method"]: r for r in rows if (r["network"], r["layer"], r["kept"]) == (name, k + 1, kept)}
             rival = min((r for m, r in cell.items() if not m.startswith("l0")), key=lambda r: r["validation"])
             print(f"layer {k + 1}, kept {kept:.0%}: best rival {rival['method']}, {rival['validation']:.4f}", end="")
-            for effort in EFFORTS:
+            for effort in (e for e in EFFORTS if f"l0, {e}" in cell):
                 mine = cell[f"l0, {effort}"]
                 times = mine["seconds"] / cell["alps"]["seconds"]
                 print(f"; {effort} {mine['validation'] / rival['validation']:.2f} ({times:.0f}x ALPS)", end="")
@@ -126,7 +130,7 @@ def whole(name: str, count: int, record: dict) -> None:
 
     record.setdefault("dense", {})[name] = {part: accuracy(net, part) for part in ("validation", "test")}
     print("dense", record["dense"][name])
-    methods = [c for c in candidates() if c[0].endswith("refit") or c[0] in ("alps", "l0, default")]
+    methods = [c for c in candidates(1.0) if c[0].endswith("refit") or c[0] in ("alps", "l0, default")]
     for kept in KEPT:
         for method, how in methods:
             for scheme in ("parallel", "cascade"):

@@ -238,6 +238,74 @@ def reweighting(record: dict | None) -> list[str]:
     return [*out, "", f"epsilon {record['epsilon']:g}. {environment(record['environment'])}.", ""]
 
 
+def pruners(record: dict | None) -> list[str]:
+    """The search beside the best rival of each cell, chosen by validation; networks; the Gaussian layer."""
+    if not record:
+        return []
+    out: list[str] = []
+    cells: dict[tuple, dict[str, dict]] = {}
+    for r in record.get("layers", []):
+        cells.setdefault((r["network"], r["layer"], -r["kept"]), {})[r["method"]] = r
+    if cells:
+        efforts = ("fast", "default", "thorough")
+        out += [
+            "| network | layer | kept | ALPS | best rival | error | seconds | "
+            + " | ".join(f"l0 {e} | ratio | seconds" for e in efforts)
+            + " |",
+            f"|{'---|' * (7 + 3 * len(efforts))}",
+        ]
+        for (name, layer, kept), cell in sorted(cells.items()):
+            rival = best_rival(cell)
+            line = [name, str(layer), f"{-kept:.0%}", f"{cell['alps']['seconds']:.2g} s", rival["method"]]
+            line += [f"{rival['test']:.4f}", f"{rival['seconds']:.2g}"]
+            for effort in efforts:
+                r = cell.get(f"l0, {effort}")
+                line += (
+                    [f"{r['test']:.4f}", f"**{r['test'] / rival['test']:.2f}**", f"{r['seconds']:.3g}"]
+                    if r
+                    else ["", "", ""]
+                )
+            out.append(f"| {' | '.join(line)} |")
+        out.append("")
+    found = {(r["network"], r["kept"], r["method"], r["scheme"]): r for r in record.get("networks", [])}
+    if found:
+        methods = list(dict.fromkeys((m, s) for _, _, m, s in found))
+        names = [f"{m} ({s})" for m, s in methods]
+        out += [
+            "Test accuracy of whole networks, the same density in every layer, no fine-tuning:",
+            "",
+            f"| network | kept | {' | '.join(names)} |",
+            f"|{'---|' * (2 + len(names))}",
+        ]
+        for name, kept in dict.fromkeys((n, k) for n, k, _, _ in found):
+            row = [found.get((name, kept, m, s)) for m, s in methods]
+            best = max(r["test"] for r in row if r)
+            shown = [
+                "" if not r else f"{'**' * (r['test'] == best)}{r['test']:.2%}{'**' * (r['test'] == best)}" for r in row
+            ]
+            out.append(f"| {name} | {kept:.0%} | {' | '.join(shown)} |")
+        dense = ", ".join(f"{name} {a['test']:.2%}" for name, a in record["dense"].items())
+        out += ["", f"Unpruned: {dense}.", ""]
+    if rows := record.get("gaussian"):
+        methods = list(rows[0]["validation"])
+        out += [
+            "An untrained layer, independent Gaussian weights and inputs (300 x 100), held-out error; magnitude and",
+            "ALPS with a least-squares refit:",
+            "",
+            f"| kept | {' | '.join(methods)} |",
+            f"|{'---|' * (1 + len(methods))}",
+        ]
+        for r in rows:
+            errors = [f"{r['validation'][m]:.3f}" for m in methods]
+            out.append(f"| {r['kept']:.0%} | {' | '.join(errors)} |")
+        out.append("")
+    return [*out, f"{environment(next(iter(record['environment'].values())))}.", ""]
+
+
+def best_rival(cell: dict[str, dict]) -> dict:
+    return min((r for m, r in cell.items() if not m.startswith("l0")), key=lambda r: r["validation"])
+
+
 def study(path: Path) -> list[str]:
     """The table of `nettrim study networks`, from its committed records."""
     if not path.exists():
@@ -272,6 +340,8 @@ def main() -> None:
         (generated.parent / "network.md").write_text("\n".join(rows))
     if rows := reweighting(read("reweighting")):
         (generated.parent / "reweighting.md").write_text("\n".join(rows))
+    if rows := pruners(read("pruners")):
+        (generated.parent / "pruners.md").write_text("\n".join(rows))
     if rows := study(ROOT / "bench" / "results" / "networks.cpu.jsonl"):
         (generated.parent / "networks_study.md").write_text("\n".join(rows))
     readme = ROOT / "README.md"

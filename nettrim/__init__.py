@@ -8,6 +8,7 @@
 <Status.SOLVED: 'solved'>
 """
 
+from nettrim.budget import Allocation, allocate
 from nettrim.calls import solve, sparsest
 from nettrim.convolution import Convolution
 from nettrim.geometry import Geometry, channel_groups
@@ -25,6 +26,7 @@ from nettrim.solution import Certificate, Solution, Status, certify, verify_ray
 from nettrim.solver import Solver
 
 __all__ = [
+    "Allocation",
     "Certificate",
     "Convolution",
     "Geometry",
@@ -39,6 +41,7 @@ __all__ = [
     "Solution",
     "Solver",
     "Status",
+    "allocate",
     "certify",
     "channel_groups",
     "l0",

@@ -31,8 +31,10 @@ __all__ = ["EFFORTS", "l0", "search"]
 
 #: rounds on a part of the samples, and at most on all of them
 EFFORTS = {"fast": (0, 1), "default": (3, 1), "thorough": (6, 10)}
-#: that part, and samples for each input that it has at least
-_PART, _LEAST_SAMPLES = 4, 4
+#: that part, and samples for each weight of a neuron that it has at least: with fewer its exchanges overfit
+_PART, _LEAST_SAMPLES = 4, 30
+#: rounds on all samples where there are too few for a part
+_WITHOUT_PART = 2
 
 
 def l0(
@@ -146,10 +148,11 @@ def search(
     free[problem.N - bias :] = True
     whole = _reduced(problem)
     loss = ReluLoss(whole, n_threads)
-    stages = [(loss, EFFORTS[effort][1])]
-    part = _part(whole)
-    if part is not None and EFFORTS[effort][0]:
-        stages.insert(0, (ReluLoss(part, n_threads), EFFORTS[effort][0]))
+    first, rounds = EFFORTS[effort]
+    part = _part(whole, pattern.count((problem.N - bias, problem.M)) / problem.M) if first else None
+    stages = [(loss, rounds if part is not None or not first else max(rounds, _WITHOUT_PART))]
+    if part is not None:
+        stages.insert(0, (ReluLoss(part, n_threads), first))
     best: Measured | None = None
     for start in starts:
         now, name = _begin(whole, loss, W, pattern, bias, start)
@@ -192,9 +195,9 @@ def _reduced(problem: Problem) -> Problem:
     return Problem(X, Y, epsilon_abs=0.0, omega="linear", dtype=problem.dtype)
 
 
-def _part(problem: Problem) -> Problem | None:
-    """A part of the samples, the same at every call; None where there are too few."""
-    count = max(problem.P // _PART, _LEAST_SAMPLES * problem.N)
+def _part(problem: Problem, support: float) -> Problem | None:
+    """A part of the samples, the same at every call; None where there are too few for `support` weights a neuron."""
+    count = max(problem.P // _PART, math.ceil(_LEAST_SAMPLES * support))
     if problem.linear or isinstance(problem.X, Convolution) or count > problem.P // 2:
         return None
     chosen = np.sort(np.random.default_rng(0).permutation(problem.P)[:count])

@@ -30,9 +30,10 @@ from typing import Any
 
 import numpy as np
 
+from nettrim.flow import SCHEMES, after, check_network, chosen_layers, run, split
 from nettrim.how import How
 from nettrim.layer import Layer, PrunedLayer, kind_of, prune_layer
-from nettrim.patterns import densities_for, matches, numbers_for
+from nettrim.patterns import densities_for, numbers_for
 from nettrim.report import to_json, write_atomically
 from nettrim.units import align
 
@@ -44,8 +45,6 @@ __all__ = [
     "prune",
     "table",
 ]
-
-SCHEMES = ("parallel", "cascade")
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ class PrunedNetwork:
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         """Outputs of the pruned network."""
-        return _run(self.layers, self.between, inputs)[-1]
+        return run(self.layers, self.between, inputs)[-1]
 
     def __repr__(self) -> str:
         return f"PrunedNetwork({len(self.layers)} layers, {self.scheme}, {self.kept:.1%} kept)"
@@ -272,10 +271,8 @@ def prune(
     """
     layers = list(layers)
     between = [None] * len(layers) if between is None else list(between)
-    _check(layers, between, inputs, scheme, holdout, samples, targets, ignore)
-    chosen = [matches(layer.name, targets) and not matches(layer.name, ignore) for layer in layers]
-    if not any(chosen):
-        raise ValueError(f"no layer fits targets {list(targets)} and not ignore {list(ignore)}: {_names(layers)}")
+    check_network(layers, between, inputs, scheme, holdout, samples, targets, ignore)
+    chosen = chosen_layers(layers, targets, ignore)
     how = How(method, rounds, refit, effort)
     names = [layer.name for layer, c in zip(layers, chosen, strict=True) if c]
     how.check(epsilon, density)
@@ -283,7 +280,7 @@ def prune(
         numbers = iter(numbers_for(names, scheme, 0.05 if epsilon is None else epsilon, gamma))
     else:
         numbers = iter(densities_for(names, density))
-    calibration, held_out = _split(inputs, holdout, samples, seed)
+    calibration, held_out = split(inputs, holdout, samples, seed)
     # what arrives at a layer, in the unpruned and in the pruned network
     arriving = {"calibration": (calibration, calibration)}
     if held_out is not None:
@@ -329,66 +326,8 @@ def prune(
             reports.append(_report(layer, result, outputs, left, bound))
             if progress is not None:
                 progress(reports[-1])
-        arriving = {name: (_after(between[k], outputs[name]), _after(between[k], left[name])) for name in arriving}
+        arriving = {name: (after(between[k], outputs[name]), after(between[k], left[name])) for name in arriving}
     return PrunedNetwork(pruned, between, reports, scheme)
-
-
-def _check(
-    layers: list[Layer],
-    between: list,
-    inputs: np.ndarray,
-    scheme: str,
-    holdout: float,
-    samples: int | None,
-    targets: Sequence[str],
-    ignore: Sequence[str],
-) -> None:
-    if not layers or not all(isinstance(layer, Layer) for layer in layers):
-        raise TypeError("layers must be a sequence of nettrim.Layer, at least one")
-    if len({layer.name for layer in layers}) < len(layers):
-        raise ValueError(f"layers must have different names; got {_names(layers)}")
-    if len(between) != len(layers):
-        raise ValueError(f"between must have one entry for each layer, {len(layers)}; got {len(between)}")
-    if scheme not in SCHEMES:
-        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
-    if not isinstance(inputs, np.ndarray) or inputs.dtype.kind != "f" or inputs.ndim < 2:
-        raise TypeError("inputs must be an array of a floating dtype, batch first")
-    if isinstance(holdout, bool) or not 0 <= holdout < 1:
-        raise ValueError(f"holdout must be in [0, 1); got {holdout}")
-    left = len(inputs) - round(holdout * len(inputs))
-    if samples is not None and not 1 <= samples <= left:
-        raise ValueError(f"samples must be between 1 and the {left} that are not held out; got {samples}")
-    for what, patterns in (("targets", targets), ("ignore", ignore)):
-        if isinstance(patterns, str):
-            raise TypeError(f"{what} must be a list of patterns; got the string {patterns!r}")
-        for pattern in patterns:
-            if not any(matches(layer.name, [pattern]) for layer in layers):
-                raise ValueError(f"{what} has the pattern {pattern!r}, which fits no layer: {_names(layers)}")
-
-
-def _names(layers: list[Layer]) -> str:
-    return ", ".join(repr(layer.name) for layer in layers)
-
-
-def _split(inputs: np.ndarray, holdout: float, samples: int | None, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Calibration and held-out samples, disjoint."""
-    order = np.random.default_rng(seed).permutation(len(inputs))
-    back = round(holdout * len(inputs))
-    used = np.sort(order[back:] if samples is None else order[back : back + samples])
-    return inputs[used], inputs[np.sort(order[:back])] if back else None
-
-
-def _after(function: Callable[[np.ndarray], np.ndarray] | None, outputs: np.ndarray) -> np.ndarray:
-    return outputs if function is None else function(outputs)
-
-
-def _run(layers: list[Layer], between: list, inputs: np.ndarray) -> list[np.ndarray]:
-    """What each layer passes on."""
-    passed = []
-    for layer, function in zip(layers, between, strict=True):
-        inputs = _after(function, layer(inputs))
-        passed.append(inputs)
-    return passed
 
 
 def describe(old: Layer, made: PrunedLayer) -> LayerReport:

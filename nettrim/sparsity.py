@@ -35,14 +35,17 @@ class Unstructured:
     nnz: int
 
     def count(self, shape: tuple[int, int]) -> int:
+        """Weights that stay of an array of this shape; ValueError if the pattern does not fit it."""
         if not 0 <= self.nnz <= shape[0] * shape[1]:
             raise ValueError(f"nnz must be between 0 and the {shape[0] * shape[1]} weights; got {self.nnz}")
         return self.nnz
 
     def mask(self, scores: np.ndarray) -> np.ndarray:
+        """Where the scores are largest: exactly `count` entries are True."""
         return _largest(scores.ravel(), self.count(scores.shape)).reshape(scores.shape)
 
     def block(self, scores: np.ndarray, before: int, total: int) -> np.ndarray:
+        """The mask of some rows, `before` to ``before + len(scores)`` of `total`, decided before the others."""
         return Unstructured(_share(self.nnz, before, len(scores), total)).mask(scores)
 
 
@@ -53,11 +56,13 @@ class PerNeuron:
     nnz: int
 
     def count(self, shape: tuple[int, int]) -> int:
+        """Weights that stay of an array of this shape; ValueError if the pattern does not fit it."""
         if not 0 <= self.nnz <= shape[0]:
             raise ValueError(f"nnz of a neuron must be between 0 and its {shape[0]} inputs; got {self.nnz}")
         return self.nnz * shape[1]
 
     def mask(self, scores: np.ndarray) -> np.ndarray:
+        """Where the scores are largest: exactly `count` entries are True."""
         self.count(scores.shape)
         mask = np.zeros(scores.shape, bool)
         if self.nnz:
@@ -66,6 +71,7 @@ class PerNeuron:
         return mask
 
     def block(self, scores: np.ndarray, before: int, total: int) -> np.ndarray:
+        """The mask of some rows, `before` to ``before + len(scores)`` of `total`, decided before the others."""
         return PerNeuron(_share(self.nnz, before, len(scores), total)).mask(scores)
 
 
@@ -81,11 +87,13 @@ class NofM:
             raise ValueError(f"a pattern n:m needs 0 < n <= m; got {self.n}:{self.m}")
 
     def count(self, shape: tuple[int, int]) -> int:
+        """Weights that stay of an array of this shape; ValueError if the pattern does not fit it."""
         if shape[0] % self.m:
             raise ValueError(f"a pattern {self.n}:{self.m} needs a multiple of {self.m} inputs; got {shape[0]}")
         return shape[0] // self.m * self.n * shape[1]
 
     def mask(self, scores: np.ndarray) -> np.ndarray:
+        """Where the scores are largest: exactly `count` entries are True."""
         self.count(scores.shape)
         grouped = scores.reshape(-1, self.m, scores.shape[1])
         mask = np.zeros(grouped.shape, bool)
@@ -97,6 +105,7 @@ class NofM:
         return mask.reshape(scores.shape)
 
     def block(self, scores: np.ndarray, before: int, total: int) -> np.ndarray:
+        """The mask of some rows, `before` to ``before + len(scores)`` of `total`, decided before the others."""
         return self.mask(scores)
 
 

@@ -13,7 +13,7 @@ from nettrim import files, show
 from nettrim.cli.common import CERTIFIED, NOT_CONVERGED, FeasTol, GapTol, Json, app, complain, door, quiet_code
 from nettrim.cli.job import FILE, Job, arguments
 from nettrim.files import Refused
-from nettrim.network import SCHEMES
+from nettrim.flow import SCHEMES
 from nettrim.patterns import numbers_for
 from nettrim.report import to_json, write_atomically
 from nettrim.reweight import check_rounds

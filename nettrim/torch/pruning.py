@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from nettrim import __version__
+from nettrim.flow import SCHEMES
 from nettrim.how import How
 from nettrim.layer import USABLE, Layer, solve_groups
-from nettrim.network import SCHEMES, LayerReport, describe, table
+from nettrim.network import LayerReport, describe, table
 from nettrim.path import FIRST
 from nettrim.patterns import densities_for, numbers_for
 from nettrim.report import to_json, write_atomically

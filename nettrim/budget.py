@@ -1,0 +1,195 @@
+"""How many weights each layer of a network should keep, for one count of the whole.
+
+Every layer is pruned alone, at several densities, by a quick method, and the error that this makes at the network's end
+is measured on samples that the pruning has not seen. If the errors of different layers are about orthogonal at the end,
+their squares add up, and the best densities for a count K of all layers solve
+
+    minimise  sum_l E_l(d_l)^2   subject to  sum_l d_l size_l <= K.
+
+For a price of a weight, each layer chooses for itself, from its curve interpolated between the logarithms of densities
+and errors; bisection finds the price at which the counts add up to K.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nettrim.flow import check_network, chosen_layers, run, split
+from nettrim.how import How
+from nettrim.layer import Layer, prune_layer
+from nettrim.units import align
+
+__all__ = ["GRID", "Allocation", "allocate"]
+
+#: densities that each layer is tried at
+GRID = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7)
+#: points of an interpolated curve, and steps of the bisection
+_POINTS, _STEPS = 400, 100
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Densities of the layers of a network.
+
+    Attributes
+    ----------
+    densities : dict of str to float
+        Of each layer that is to be pruned, its biases apart: `density` of `prune`.
+    predicted : float
+        Error of the network's outputs that they are expected to make, relative.
+    uniform : float
+        That of the same density in all layers.
+    curves : dict of str to list of (density, error)
+        What was measured: the error at the network's end with this layer alone pruned.
+    """
+
+    densities: dict[str, float]
+    predicted: float
+    uniform: float
+    curves: dict[str, list[tuple[float, float]]]
+
+    def table(self) -> str:
+        """A line a layer: its density, and the error that it makes at the end at those that were tried."""
+        tried = [d for d, _ in next(iter(self.curves.values()))]
+        titles = ("layer", "density", *(f"at {d:.0%}" for d in tried))
+        rows = [
+            (name, f"{self.densities[name]:.2%}", *(f"{e:.2%}" for _, e in curve))
+            for name, curve in self.curves.items()
+        ]
+        return align((titles, *rows), left=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        curves = {name: [list(point) for point in curve] for name, curve in self.curves.items()}
+        return {"densities": self.densities, "predicted": self.predicted, "uniform": self.uniform, "curves": curves}
+
+
+def allocate(
+    layers: Sequence[Layer],
+    inputs: np.ndarray,
+    density: float,
+    *,
+    between: Sequence[Callable[[np.ndarray], np.ndarray] | None] | None = None,
+    targets: Sequence[str] = ("*",),
+    ignore: Sequence[str] = (),
+    method: str = "alps",
+    grid: Sequence[float] = GRID,
+    holdout: float = 0.5,
+    samples: int | None = None,
+    seed: int = 0,
+) -> Allocation:
+    """Densities of the layers for one density of the network, chosen by the error at its end.
+
+    >>> import numpy as np, nettrim as nt
+    >>> rng = np.random.default_rng(0)
+    >>> sizes = [20, 60, 10]
+    >>> layers = [nt.Layer(rng.standard_normal((m, n)) ** 3 / n, name=f"fc{k}", relu=k == 0)
+    ...           for k, (n, m) in enumerate(zip(sizes, sizes[1:]))]
+    >>> x = rng.standard_normal((600, 20))
+    >>> found = nt.allocate(layers, x, density=0.2)
+    >>> kept = 1200 * found.densities["fc0"] + 600 * found.densities["fc1"]
+    >>> bool(0.19 * 1800 < kept <= 0.2 * 1800), found.predicted <= found.uniform
+    (True, True)
+    >>> pruned = nt.prune(layers, x, density=found.densities, method="l0")
+
+    Parameters
+    ----------
+    layers, inputs, between, targets, ignore, samples, seed
+        As for `prune`.
+    density : float
+        Of all the layers that are to be pruned together, without their biases.
+    method : {"alps", "l0", "magnitude", "wanda", "sparsegpt"}
+        What layers are pruned by to draw the curves; the compared pruners with a least-squares refit.
+    grid : sequence of float
+        Densities to try.
+    holdout : float
+        Fraction of the samples that errors are measured on; the layers are pruned on the others.
+
+    Returns
+    -------
+    Allocation
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong input; the message names the argument.
+    """
+    layers = list(layers)
+    between = [None] * len(layers) if between is None else list(between)
+    if not 0 < density <= 1:
+        raise ValueError(f"density must be above 0 and at most 1; got {density}")
+    tried = sorted({float(d) for d in grid})
+    if len(tried) < 2 or not (tried[0] > 0 and tried[-1] <= 1):
+        raise ValueError(f"grid must have at least two densities, above 0 and at most 1; got {list(grid)}")
+    if holdout == 0:
+        raise ValueError("holdout must be above 0: errors are measured on those samples")
+    check_network(layers, between, inputs, "parallel", holdout, samples, targets, ignore)
+    how = How(method, refit=None if method == "l0" else "free")
+    if how.l1:
+        raise ValueError(f"method must be one that meets a density exactly; got {method!r}")
+    calibration, others = split(inputs, holdout, samples, seed)
+    assert others is not None
+    passed, judged = ([x, *run(layers, between, x)] for x in (calibration, others))
+    size = float(np.linalg.norm(judged[-1])) or 1.0
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for k, chosen in enumerate(chosen_layers(layers, targets, ignore)):
+        if not chosen:
+            continue
+        curve = []
+        for d in tried:
+            made = prune_layer(layers[k], passed[k], layers[k](passed[k]), density=d, how=how).layer
+            end = run([made, *layers[k + 1 :]], between[k:], judged[k])[-1]
+            curve.append((d, float(np.linalg.norm(end - judged[-1])) / size))
+        curves[layers[k].name] = curve
+    weights = {layer.name: layer.weight.size for layer in layers if layer.name in curves}
+    dense = {name: _interpolated(curve) for name, curve in curves.items()}
+    densities = _best(dense, weights, density * sum(weights.values()))
+    return Allocation(
+        densities,
+        _total(dense, densities),
+        _total(dense, dict.fromkeys(densities, density)),
+        curves,
+    )
+
+
+def _interpolated(curve: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Densities and squared errors between the points, straight in logarithms; no error rises with the density."""
+    d, e = (np.array(column) for column in zip(*curve, strict=True))
+    e = np.maximum(np.minimum.accumulate(e), 1e-12)
+    points = np.exp(np.linspace(math.log(d[0]) - math.log(4), 0.0, _POINTS))
+    # beyond the grid its last slopes go on
+    low, high = (np.log(e[a]) - np.log(e[b]) for a, b in ((1, 0), (-1, -2)))
+    slopes = low / math.log(d[1] / d[0]), high / math.log(d[-1] / d[-2])
+    log = np.interp(np.log(points), np.log(d), np.log(e))
+    log += np.where(points < d[0], slopes[0] * np.log(points / d[0]), 0)
+    log += np.where(points > d[-1], slopes[1] * np.log(points / d[-1]), 0)
+    # without all its weights a layer cannot do worse than put out nothing
+    return points, np.minimum(np.exp(2 * log), max(1.0, float(e[0]) ** 2))
+
+
+def _best(curves: dict[str, tuple[np.ndarray, np.ndarray]], weights: dict[str, int], count: float) -> dict[str, float]:
+    """Each layer's density at the price of a weight at which all of them together keep `count`, at most."""
+
+    def at(price: float) -> dict[str, float]:
+        return {name: float(d[np.argmin(e + price * weights[name] * d)]) for name, (d, e) in curves.items()}
+
+    def kept(densities: dict[str, float]) -> float:
+        return sum(weights[name] * d for name, d in densities.items())
+
+    low, high = 1e-30, 1e30
+    for _ in range(_STEPS):
+        price = math.sqrt(low * high)
+        low, high = (price, high) if kept(at(price)) > count else (low, price)
+    found = at(high)
+    # what the steps of the curves leave over
+    return {name: min(1.0, d * count / kept(found)) for name, d in found.items()}
+
+
+def _total(curves: dict[str, tuple[np.ndarray, np.ndarray]], densities: dict[str, float]) -> float:
+    squares = (np.exp(np.interp(np.log(d), np.log(curves[n][0]), np.log(curves[n][1]))) for n, d in densities.items())
+    return math.sqrt(float(sum(squares)))
