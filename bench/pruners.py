@@ -27,6 +27,7 @@ import nettrim as nt
 from nettrim import pruners
 
 KEPT = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
+KEPT_WHOLE = (0.2, 0.1, 0.05, 0.02)
 RIVALS = ("random", "magnitude", "wanda", "sparsegpt", "alps")
 EFFORTS = ("fast", "default", "thorough")
 THOROUGH = 0.2
@@ -130,11 +131,13 @@ def whole(name: str, count: int, record: dict) -> None:
 
     record.setdefault("dense", {})[name] = {part: accuracy(net, part) for part in ("validation", "test")}
     print("dense", record["dense"][name])
-    methods = [c for c in candidates(1.0) if c[0].endswith("refit") or c[0] in ("alps", "l0, default")]
-    for kept in KEPT:
+    refitted = [c for c in candidates(1.0) if c[0].endswith("refit") and not c[0].startswith("random")]
+    methods = [*refitted, ("l0, default", {"effort": "default"})]
+    for kept in KEPT_WHOLE:
         for method, how in methods:
-            for scheme in ("parallel", "cascade"):
-                if (name, scheme, kept, method) in done or method.startswith("random"):
+            # of the rivals, the strongest is also given what the pruned layers before leave
+            for scheme in ("parallel", "cascade") if method.startswith(("alps", "l0")) else ("parallel",):
+                if (name, scheme, kept, method) in done:
                     continue
                 began, pruned = time.perf_counter(), []
                 for k, W in enumerate(net):
@@ -152,6 +155,36 @@ def whole(name: str, count: int, record: dict) -> None:
                     flush=True,
                 )
                 write("pruners", record)
+
+
+def allocated(name: str, count: int, record: dict) -> None:
+    """The search with densities of `nt.allocate`, whose curves are ALPS's."""
+    rows = record.setdefault("networks", [])
+    done = {(r["network"], r["scheme"], r["kept"], r["method"]) for r in rows}
+    net, samples = network(name), Samples(count)
+    plain = [
+        nt.Layer(np.ascontiguousarray(W[:-1].T), W[-1], relu=k < len(net) - 1, name=f"fc{k + 1}")
+        for k, W in enumerate(net)
+    ]
+    method = "l0, default, allocated"
+    for kept in KEPT_WHOLE:
+        if (name, "cascade", kept, method) in done:
+            continue
+        began = time.perf_counter()
+        found = nt.allocate(plain, samples.calibration[0], kept)
+        choosing = time.perf_counter() - began
+        pruned = nt.prune(
+            plain, samples.calibration[0], scheme="cascade", density=found.densities, method="l0", holdout=0
+        )
+        row = {"network": name, "scheme": "cascade", "kept": kept, "method": method, "samples": count}
+        row |= {"seconds": time.perf_counter() - began, "seconds_allocate": choosing, "allocation": found.to_dict()}
+        weights = [np.vstack([layer.weight.T, layer.bias]) for layer in pruned.layers]
+        for part in ("validation", "test"):
+            images, labels = getattr(samples, part)
+            row[part] = float((forward(weights, images).argmax(1) == labels).mean())
+        rows.append(row)
+        print(f"kept {kept:.0%} {method} {row['validation']:.2%} {row['seconds']:.0f} s\n{found.table()}", flush=True)
+        write("pruners", record)
 
 
 def gaussian(record: dict) -> None:
@@ -201,6 +234,7 @@ def main() -> None:
         layers(args.network, args.samples, record)
     elif args.part == "network":
         whole(args.network, args.samples, record)
+        allocated(args.network, args.samples, record)
     else:
         gaussian(record)
 

@@ -321,6 +321,44 @@ def study(path: Path) -> list[str]:
     return [*out, "", f"{env['cores']} cores, torch {env['torch']}, NumPy {env['numpy']}, {env['date'][:10]}.", ""]
 
 
+def searched(record: dict) -> list[str]:
+    """The README's short table: test error of the search over that of the best rival."""
+    cells: dict[tuple, dict[str, dict]] = {}
+    for r in record["layers"]:
+        cells.setdefault((r["layer"], r["kept"]), {})[r["method"]] = r
+    kept = (0.2, 0.1, 0.05, 0.02)
+    out = [
+        "| error over that of the best rival, its refit included | " + " | ".join(f"{k:.0%} kept" for k in kept) + " |",
+        f"|{'---|' * (1 + len(kept))}",
+    ]
+    for layer in (1, 2, 3):
+        row = []
+        for k in kept:
+            cell = cells[layer, k]
+            row.append(f"{cell['l0, default']['test'] / best_rival(cell)['test']:.2f}")
+        out.append(f"| MNIST network, layer {layer} | {' | '.join(row)} |")
+    return [
+        *out,
+        "",
+        'On the test images, 20000 calibration samples, `effort="default"`; the rivals are magnitude, Wanda, SparseGPT '
+        "and ALPS ([more](docs/algorithm/counts.md#measured), `bench/pruners.py`).",
+    ]
+
+
+def replace(path: Path, name: str, lines: list[str]) -> None:
+    """Put lines between the markers of a name."""
+    body = "\n".join(lines)
+    text, found = re.subn(
+        rf"<!-- {name}:begin -->.*?<!-- {name}:end -->",
+        lambda _: f"<!-- {name}:begin -->\n{body}\n<!-- {name}:end -->",
+        path.read_text(),
+        flags=re.S,
+    )
+    if found != 1:
+        raise SystemExit(f"{path} has no {name}:begin / {name}:end markers")
+    path.write_text(text)
+
+
 def main() -> None:
     solvers = read("solvers") or {}
     sections = [
@@ -345,17 +383,10 @@ def main() -> None:
     if rows := study(ROOT / "bench" / "results" / "networks.cpu.jsonl"):
         (generated.parent / "networks_study.md").write_text("\n".join(rows))
     readme = ROOT / "README.md"
+    if readme.exists() and (record := read("pruners")):
+        replace(readme, "pruners", searched(record))
     if readme.exists():
-        body = "\n".join(line for section in sections[:2] for line in section)
-        text, found = re.subn(
-            r"<!-- bench:begin -->.*?<!-- bench:end -->",
-            lambda _: f"<!-- bench:begin -->\n{body}\n<!-- bench:end -->",
-            readme.read_text(),
-            flags=re.S,
-        )
-        if found != 1:
-            raise SystemExit("README.md has no bench:begin / bench:end markers")
-        readme.write_text(text)
+        replace(readme, "bench", [line for section in sections[:2] for line in section])
     print(generated)
 
 

@@ -6,8 +6,8 @@ their squares add up, and the best densities for a count K of all layers solve
 
     minimise  sum_l E_l(d_l)^2   subject to  sum_l d_l size_l <= K.
 
-For a price of a weight, each layer chooses for itself, from its curve interpolated between the logarithms of densities
-and errors; bisection finds the price at which the counts add up to K.
+For a price of a weight, each layer chooses for itself, from its interpolated curve; bisection finds the price at which
+the counts add up to K.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nettrim.units import align
 __all__ = ["GRID", "Allocation", "allocate"]
 
 #: densities that each layer is tried at
-GRID = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7)
+GRID = (0.01, 0.02, 0.035, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8)
 #: points of an interpolated curve, and steps of the bisection
 _POINTS, _STEPS = 400, 100
 
@@ -158,18 +158,21 @@ def allocate(
 
 
 def _interpolated(curve: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Densities and squared errors between the points, straight in logarithms; no error rises with the density."""
+    """Densities and squared errors between the points, and beyond them; no error rises with the density.
+
+    Between two points the error is straight over the logarithm of the density, which lies above any power of it: a
+    layer that is sparse already has a cliff, and its edge must not be promised.
+    """
     d, e = (np.array(column) for column in zip(*curve, strict=True))
     e = np.maximum(np.minimum.accumulate(e), 1e-12)
     points = np.exp(np.linspace(math.log(d[0]) - math.log(4), 0.0, _POINTS))
-    # beyond the grid its last slopes go on
-    low, high = (np.log(e[a]) - np.log(e[b]) for a, b in ((1, 0), (-1, -2)))
-    slopes = low / math.log(d[1] / d[0]), high / math.log(d[-1] / d[-2])
-    log = np.interp(np.log(points), np.log(d), np.log(e))
-    log += np.where(points < d[0], slopes[0] * np.log(points / d[0]), 0)
-    log += np.where(points > d[-1], slopes[1] * np.log(points / d[-1]), 0)
+    found = np.interp(np.log(points), np.log(d), e)
+    # below the grid the power of its first two points goes on; above it, the last error falls to none at all
+    power = math.log(e[1] / e[0]) / math.log(d[1] / d[0])
+    found = np.where(points < d[0], e[0] * (points / d[0]) ** power, found)
+    found = np.where(points > d[-1], e[-1] * (1 - points) / max(1 - d[-1], 1e-12), found)
     # without all its weights a layer cannot do worse than put out nothing
-    return points, np.minimum(np.exp(2 * log), max(1.0, float(e[0]) ** 2))
+    return points, np.minimum(found, max(1.0, float(e[0]))) ** 2
 
 
 def _best(curves: dict[str, tuple[np.ndarray, np.ndarray]], weights: dict[str, int], count: float) -> dict[str, float]:
@@ -191,5 +194,5 @@ def _best(curves: dict[str, tuple[np.ndarray, np.ndarray]], weights: dict[str, i
 
 
 def _total(curves: dict[str, tuple[np.ndarray, np.ndarray]], densities: dict[str, float]) -> float:
-    squares = (np.exp(np.interp(np.log(d), np.log(curves[n][0]), np.log(curves[n][1]))) for n, d in densities.items())
+    squares = (np.interp(d, *curves[name]) for name, d in densities.items())
     return math.sqrt(float(sum(squares)))

@@ -137,7 +137,11 @@ class How:
             found = reweight(Solver(problem, **settings), self.rounds)
         else:
             nnz = make((problem.N - bias, problem.M), density).nnz + bias * problem.M  # type: ignore[union-attr]
-            found = to_count(Solver(problem.replace(epsilon=FIRST), **settings), nnz, self.rounds)
+            # with bounds of its own, the problem is that of a cascade, and its radius one that is surely within reach
+            bounded = problem.V.size > 1
+            least = problem.epsilon / problem.y_norm if bounded and problem.y_norm > 0 else 0.0
+            first = problem.replace(epsilon=max(FIRST, least))
+            found = to_count(Solver(first, **settings), nnz, self.rounds, least)
             problem = problem.replace(epsilon=found.settings["epsilon"])
         if self.refit is None or found.status not in (Status.SOLVED, Status.SOLVED_INACCURATE):
             return problem, found

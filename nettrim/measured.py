@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,13 +44,14 @@ def measured(
     seconds: float,
     message: str = "",
     history: list[dict[str, Any]] | None = None,
+    own_radius: bool = True,
     **more: Any,
 ) -> Measured:
-    """Weights with what they do; a problem with a radius of 0 gets the one that they need."""
+    """Weights with what they do, as if the ball had the radius that they need (`own_radius`) or with the problem's."""
     began = time.perf_counter()
     certificate = certify(problem, W)
-    if problem.epsilon == 0 and certificate.discrepancy > 0:
-        certificate = certify(problem.replace(epsilon_abs=certificate.discrepancy * problem.y_norm), W)
+    if own_radius:
+        certificate = replace(certificate, ball_ratio=1.0 if certificate.discrepancy > 0 else 0.0, ball_violation=0.0)
     out = None if heldout is None else certify(heldout, W).error
     took = time.perf_counter() - began
     return Measured(

@@ -96,10 +96,11 @@ def _facts(report: dict[str, Any]) -> str:
     rows = report["layers"]
     weights, kept = (sum(row[name] for row in rows) for name in ("weights", "kept"))
     solved = sum(row["status"] == "solved" for row in rows)
+    measured = sum(row["status"] == "measured" for row in rows)
     last = rows[-1]
     facts = [
         (f"{kept / weights:.2%}", f"kept: {kept:,} of {weights:,} weights and biases"),
-        (f"{solved} of {len(rows)}", "layers certified within the tolerances"),
+        (f"{solved} of {len(rows)}", "layers certified within the tolerances" + _others(measured)),
         (_number(max(abs(_or_inf(row["gap"])) for row in rows)), "largest duality gap"),
         (_number(max(_or_inf(row["violation"]) for row in rows)), "largest violation of a constraint"),
         (
@@ -112,20 +113,34 @@ def _facts(report: dict[str, Any]) -> str:
     return "".join(f"<div><b>{value}</b><span>{what}</span></div>" for value, what in facts)
 
 
+def _others(measured: int) -> str:
+    return f"; {measured} measured, by a method without a dual bound" if measured else ""
+
+
 def _runs(names: Sequence[str], found: Comparison) -> str:
     cells = []
     for name, report in zip(names, found.reports, strict=True):
         rows, last = report["layers"], report["layers"][-1]
         kept = sum(row["kept"] for row in rows) / sum(row["weights"] for row in rows)
-        number = report["settings"]["epsilon"]
-        epsilon = (
+        settings = report["settings"]
+        what = "epsilon" if settings.get("density") is None else "density"
+        number = settings[what]
+        asked = (
             f"{number:g}" if isinstance(number, (int, float)) else ", ".join(f"{k}: {v:g}" for k, v in number.items())
         )
         cells.append(
-            (name, report["scheme"], epsilon, f"{kept:.2%}", _percent(last["error"]), _percent(last["holdout"]))
+            (
+                name,
+                report["scheme"],
+                f"{what} {asked}",
+                settings.get("method", "auto"),
+                f"{kept:.2%}",
+                _percent(last["error"]),
+                _percent(last["holdout"]),
+            )
         )
-    titles = ("run", "scheme", "epsilon", "kept", f"error of {last['name']}", "held out")
-    return "<h2>Runs</h2>\n" + _table(titles, cells, left=2)
+    titles = ("run", "scheme", "asked", "method", "kept", f"error of {last['name']}", "held out")
+    return "<h2>Runs</h2>\n" + _table(titles, cells, left=4)
 
 
 def _layers(report: dict[str, Any], found: Comparison) -> str:
@@ -390,7 +405,8 @@ $pictures</div>
 <dl>
 <dt>gap</dt><dd>The l1 norm of the pruned weights is, relatively, at most this far above the smallest that any weights
 within the same constraints have. Slightly negative if they gain by a violation. From the second round on it is the
-weighted norm of that round of reweighted l1.</dd>
+weighted norm of that round of reweighted l1. None is proved for layers that were <i>measured</i>: a search, a refit or
+another pruner found their weights, and epsilon is the error that they make.</dd>
 <dt>violation</dt><dd>How far a constraint is exceeded, relatively: the layer's error over epsilon, or outputs above
 their bound where the unpruned layer was silent.</dd>
 <dt>error, held out</dt><dd>Distance of the layer's outputs in the pruned network from those in the unpruned one,

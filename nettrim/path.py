@@ -33,7 +33,7 @@ _ROUGH_GAP, _ROUGH_TOL, _TOL = 1e-2, 0.05, 0.02
 #: a first guess of epsilon; solves of a search at most, rough and final; the longest step, as a factor of epsilon
 FIRST, _MOST_ROUGH, _MOST_FINAL, _STEP = 0.1, 12, 8, 4.0
 #: iterations of a rough solve at most, and statuses after which a search goes on with larger errors
-_ITERATIONS = 1000
+_ITERATIONS = 5000
 _OUT_OF_REACH = (Status.INFEASIBLE, Status.MAX_ITERATIONS)
 #: epsilons relative to ||Y_Omega|| that a search stays between
 _LEAST, _MOST = 1e-4, 1.0
@@ -156,7 +156,7 @@ def path(
     return Path(tuple(values[: len(found)]), tuple(found), outside)
 
 
-def to_count(solver: Solver, nnz: int, rounds: int = 1) -> Reweighted:
+def to_count(solver: Solver, nnz: int, rounds: int = 1, least: float = _LEAST) -> Reweighted:
     """Least error with at most `nnz` weights, by a search over epsilon; the solver's own radius is only a first guess.
 
     Parameters
@@ -166,6 +166,8 @@ def to_count(solver: Solver, nnz: int, rounds: int = 1) -> Reweighted:
         Of the whole layer, everything counted that is not zero.
     rounds : int
         Of reweighted l1 in every final solve.
+    least : float
+        The smallest epsilon to try, relative to ``||Y_Omega||_F``.
 
     Returns
     -------
@@ -182,9 +184,9 @@ def to_count(solver: Solver, nnz: int, rounds: int = 1) -> Reweighted:
     if not 1 <= nnz <= problem.N * problem.M:
         raise ValueError(f"nnz must be between 1 and the {problem.N * problem.M} weights; got {nnz}")
     began = time.perf_counter()
-    search = _Search(nnz)
+    search = _Search(nnz, min(max(least, _LEAST), _MOST / 2))
     first = problem.epsilon / problem.y_norm if problem.y_norm > 0 else 0.0
-    epsilon = first if _LEAST <= first < _MOST else FIRST
+    epsilon = first if search.least <= first < _MOST else max(FIRST, search.least)
     best: Reweighted | None = None
     fewest: Reweighted | None = None
     solves = 0
@@ -249,15 +251,17 @@ def to_count(solver: Solver, nnz: int, rounds: int = 1) -> Reweighted:
 class _Search:
     """Secants on log count over log epsilon, between the nearest epsilons that kept too many and too few."""
 
-    def __init__(self, target: int):
+    def __init__(self, target: int, least: float):
+        self.least = least
         # a little less than asked for: at most so many is the promise
         self.target = math.log(target * (1 - _TOL / 2))
         self.known: list[tuple[float, float]] = []
-        self.low, self.high = math.log(_LEAST), math.log(_MOST)
+        self.forget()
 
     def forget(self) -> None:
         """Counts of rough solves no longer bracket; their slope is kept."""
-        self.low, self.high = math.log(_LEAST), math.log(_MOST)
+        # a little below the least, which may be tried itself
+        self.low, self.high = math.log(self.least) - 1e-3, math.log(_MOST)
 
     def larger(self, epsilon: float) -> float | None:
         """After an error that is out of reach: half way to the smallest that is not."""

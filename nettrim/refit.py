@@ -72,7 +72,9 @@ def refit(problem: Problem, W: Any, *, within: bool = False, heldout: Problem | 
         message = f"no refit: on {where} the error would be {after:.4g} in place of {before:.4g}"
         new = W
     seconds = time.perf_counter() - began
-    return measured(problem, new, heldout, "refit", seconds, message, refit=not message, within=within)
+    return measured(
+        problem, new, heldout, "refit", seconds, message, own_radius=False, refit=not message, within=within
+    )
 
 
 def refit_weights(problem: Problem, W: np.ndarray, within: bool = False) -> np.ndarray:

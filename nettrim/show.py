@@ -109,6 +109,7 @@ def print_pruned(pruned: Any, run: Path, weights: str, sizes: dict[str, int]) ->
         "error       of each layer's outputs in the pruned network, relative, on the calibration samples",
         *(["held out    the same, on samples that were held out"] if pruned.reports[0].holdout is not None else []),
         *_note_on_samples(pruned.reports),
+        *_note_on_gaps(pruned.reports),
         f"size        {as_bytes(sizes['dense'])} dense, {as_bytes(sizes['csr'])} CSR, {as_bytes(sizes['bitmask'])}"
         " as a bit mask with values",
         f"written to  {run / weights}, and the report beside it as .json",
@@ -125,6 +126,12 @@ def _note_on_samples(reports: Sequence[Any]) -> list[str]:
     if not apart:
         return []
     return [f"samples     too few: held out, the error of {', '.join(apart)} is more than {APART:g} times as large"]
+
+
+def _note_on_gaps(reports: Sequence[Any]) -> list[str]:
+    """A line if there are layers without a gap."""
+    measured = sum(r.status == "measured" for r in reports)
+    return [f"measured    {measured} layers: errors are verified, but no gap is proved"] if measured else []
 
 
 def print_verified(rows: Sequence[Any], settings: dict[str, Any], bound: bool) -> None:

@@ -468,3 +468,42 @@ def test_runs_of_other_weights_are_refused(folder, run):
     prune(run, "--weights", "w.safetensors")
     code, _, err = run("report", "first", "run")
     assert code == USAGE and "other weights" in err
+
+
+def test_a_density_by_a_search_and_its_page(folder, run):
+    code, out, err = run(
+        *("prune", "net.py:build", "--data", "x.npz", "-o", "run", "--density", "0.3", "--method", "l0"),
+        *("--scheme", "cascade", "--ignore", "4"),
+    )
+    assert code == CERTIFIED, err
+    assert "measured    2 layers: errors are verified, but no gap is proved" in out
+    code, out, err = run("verify", "run")
+    assert code == CERTIFIED and "measured" in out, err
+    code, out, err = run("report", "run")
+    assert code == CERTIFIED, err
+    page = Path("run/report.html").read_text()
+    assert "2 measured, by a method without a dual bound" in page
+    assert "density 0.3" in page and re.search("<td[^>]*>l0</td>", page)
+    code, out, err = run(
+        "prune", "net.py:build", "--data", "x.npz", "-o", "refitted", "--refit", "free", "--rounds", "2"
+    )
+    assert code == CERTIFIED and "measured" in out, err
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (("--method", "l0"), "needs a density"),
+        (("--density", "0.1", "--epsilon", "0.1"), "not both"),
+        (("--density", "2"), "density must be above 0"),
+        (("--density", "x=0.1"), "fits no layer"),
+        (("--density", "a"), "--density must be a number"),
+        (("--method", "magic"), "method must be one of"),
+        (("--refit", "yes"), "refit must be"),
+        (("--density", "0.1", "--method", "l0", "--effort", "all"), "effort must be"),
+    ],
+)
+def test_wrong_targets_are_refused_before_the_work(folder, run, options, error):
+    code, _, err = run("prune", "net.py:build", "--data", "x.npz", "-o", "run", *options)
+    assert code == USAGE and error in err, err
+    assert not (folder / "run").exists() or not list((folder / "run").glob("layer_*"))

@@ -14,9 +14,9 @@ from nettrim.cli.common import CERTIFIED, NOT_CONVERGED, FeasTol, GapTol, Json, 
 from nettrim.cli.job import FILE, Job, arguments
 from nettrim.files import Refused
 from nettrim.flow import SCHEMES
-from nettrim.patterns import numbers_for
+from nettrim.how import How
+from nettrim.patterns import densities_for, numbers_for
 from nettrim.report import to_json, write_atomically
-from nettrim.reweight import check_rounds
 from nettrim.settings import Settings
 
 __all__ = ["WEIGHTS", "Data", "Model", "Weights", "verify_run"]
@@ -79,6 +79,14 @@ def _prune(
             show_default="0.05",
         ),
     ] = None,
+    density: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="In place of an error, the part of each layer's weights to keep; or PATTERN=NUMBER several times.",
+            show_default="none",
+        ),
+    ] = None,
     scheme: Annotated[str, typer.Option(help="parallel or cascade.")] = "parallel",
     gamma: Annotated[
         list[str] | None,
@@ -101,6 +109,14 @@ def _prune(
     rounds: Annotated[
         int, typer.Option(help="Of reweighted l1 at most: more keep fewer weights within the same errors.")
     ] = 1,
+    refit: Annotated[
+        str | None,
+        typer.Option(
+            help="free or within: smaller errors on the same support, free of the constraints or within them.",
+            show_default="none",
+        ),
+    ] = None,
+    effort: Annotated[str, typer.Option(help="fast, default or thorough: of --method l0.")] = "default",
     samples: Annotated[int | None, typer.Option(help="Use so many of the samples.", show_default="all")] = None,
     holdout: Annotated[float, typer.Option(help="Part of them that is held back to measure errors on.")] = 0.1,
     batch_size: Annotated[int, typer.Option(help="Samples that the model runs on at once.")] = 256,
@@ -112,7 +128,13 @@ def _prune(
     feas_tol: FeasTol = 1e-4,
     time_limit: Annotated[float, typer.Option(help="Limit on the seconds of a layer.", show_default="none")] = math.inf,
     threads: Annotated[int | None, typer.Option(help="Threads to use.", show_default="all cores")] = None,
-    method: Annotated[str, typer.Option(help="auto, working_set or admm.")] = "auto",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="auto, working_set or admm: l1 by one of its solvers. With --density also l0, a search that proves "
+            "nothing and errs less, or alps, sparsegpt, wanda, magnitude, random to compare with."
+        ),
+    ] = "auto",
     backend: Annotated[str, typer.Option(help="auto, numba, numpy or cupy.")] = "auto",
     plan_only: Annotated[bool, typer.Option("--plan", help="Only show what each layer will take, and stop.")] = False,
     as_json: Json = False,
@@ -132,16 +154,16 @@ def _prune(
     if output is not None and output.exists() and not output.is_dir():
         raise Refused(f"--output {output} is not a folder")
     with door():
-        Settings.make(
-            gap_tol=gap_tol, feas_tol=feas_tol, time_limit=time_limit, n_threads=threads, method=method, backend=backend
-        )
-        check_rounds(rounds)
+        Settings.make(gap_tol=gap_tol, feas_tol=feas_tol, time_limit=time_limit, n_threads=threads, backend=backend)
+        How(method, rounds, refit, effort).check(epsilon, density)
     if scheme not in SCHEMES:
         raise Refused(f"--scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
-    numbers: dict[str, Any] = {
-        "epsilon": _numbers("--epsilon", epsilon or ["0.05"]),
-        "gamma": _numbers("--gamma", gamma or ["1.1"]),
-    }
+    gammas, densities = _numbers("--gamma", gamma or ["1.1"]), None
+    epsilons: float | dict[str, float] | None = None
+    if density:
+        densities = _numbers("--density", density)
+    else:
+        epsilons = _numbers("--epsilon", epsilon or ["0.05"])
     job = Job(
         model,
         str(Path.cwd()),
@@ -161,7 +183,11 @@ def _prune(
     }
     with door(), quiet_code():
         plan = ntt.plan(net, batches, **which, n_threads=threads)
-        numbers_for([layer.name for layer in plan.layers], scheme, **numbers)
+        names = [layer.name for layer in plan.layers]
+        if densities is not None:
+            densities_for(names, densities)
+        elif epsilons is not None:
+            numbers_for(names, scheme, epsilons, gammas)
     if plan_only:
         print(to_json(plan) if as_json else plan.table())
         return CERTIFIED
@@ -180,9 +206,13 @@ def _prune(
                 net,
                 batches,
                 **which,
-                **numbers,
+                epsilon=epsilons,
+                density=densities,
+                gamma=gammas,
                 scheme=scheme,
                 rounds=rounds,
+                refit=refit,
+                effort=effort,
                 penalise_bias=penalise_bias,
                 directory=output,
                 progress=follow.finished,
@@ -203,7 +233,7 @@ def _prune(
     job.write(output)
     pruned.save(output / WEIGHTS, layout)
     sizes = ntt.sizes(pruned.model, [report.name for report in pruned.reports])["total"]
-    short = [report.name for report in pruned.reports if report.status != "solved"]
+    short = [report.name for report in pruned.reports if report.status not in ("solved", "measured")]
     if as_json:
         about = {"run": output, "weights": output / WEIGHTS, "layout": layout, "bytes": sizes}
         print(to_json({**about, **pruned.to_dict()}))
