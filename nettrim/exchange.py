@@ -105,18 +105,20 @@ def improve(
         for number in range(1, rounds + 1):
             if rows and time.perf_counter() - began > time_limit:
                 break
-            before = after = 0.0
+            before, after, again = 0.0, 0.0, False
             counts = {"exchanges": 0, "moves": 0, "undone": 0}
             for k, neurons in enumerate(parts):
                 state = _Round(loss, pool, neurons, W, free, groups, norms)
                 one = state.run(moving[k])
                 before, after = before + state.before, after + state.after
+                # moves that did not help took the exchanges with them: once more without
+                again = again or (moving[k] and one["moves"] == 0 and one["undone"] > 0)
                 moving[k] = moving[k] and one["moves"] > 0
                 counts = {name: counts[name] + one[name] for name in counts}
             rows.append({"round": number, "loss": after, **counts, "seconds": time.perf_counter() - began})
             if progress is not None:
                 progress(rows[-1])
-            if before - after <= _ROUND * before:
+            if before - after <= _ROUND * before and not again:
                 break
     return W, rows
 

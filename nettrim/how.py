@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +120,7 @@ class How:
             limit = settings.get("time_limit", np.inf)
             found: Solution = search(problem, own, pattern, bias=bias, effort=self.effort, time_limit=limit)
         else:
+            began = time.perf_counter()
             H = problem.moments().XX if problem.linear else _moments(problem)
             W = own.astype(np.float64)
             W[: shape[0]] = pruners.METHODS[self.method](W[: shape[0]], H[: shape[0], : shape[0]], pattern)
@@ -126,7 +128,7 @@ class How:
                 support = W != 0
                 support[shape[0] :] = True
                 W = pruners.least_squares(own.astype(np.float64), H, support)
-            found = measured(problem, W.astype(problem.dtype), None, self.method, 0.0)
+            found = measured(problem, W.astype(problem.dtype), None, self.method, time.perf_counter() - began)
         return _met(problem, found), found
 
     def _l1(

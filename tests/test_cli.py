@@ -555,3 +555,19 @@ def test_table_interprets_no_markup():
     console.print(table([{"name": "[red]x", "value": "1"}, {"name": "y", "value": "10"}], title="some"))
     text = console.export_text()
     assert "[red]x" in text and "some" in text
+
+
+def test_solve_for_a_density(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((40, 500))
+    Y = np.maximum((rng.standard_normal((40, 30)) ** 3).T @ X, 0)
+    np.savez(tmp_path / "in.npz", X=X, Y=Y)
+    given = ["solve", str(tmp_path / "in.npz"), "-o", str(tmp_path / "out.npz"), "--density", "0.3"]
+    assert cli.main([*given, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 0.27 <= found["certificate"]["density"] <= 0.3 and found["epsilon_relative"] == found["settings"]["epsilon"]
+    # what was written is certified for the epsilon that was found
+    assert cli.main(["verify", str(tmp_path / "in.npz"), str(tmp_path / "out.npz")]) == 0
+    assert "allowed epsilon" in capsys.readouterr().out
+    assert cli.main([*given[:-1], "1.5"]) == 1
+    assert "density must be in" in capsys.readouterr().err

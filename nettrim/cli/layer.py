@@ -14,6 +14,7 @@ from nettrim import __version__, files, show
 from nettrim.cli.common import CERTIFIED, INFEASIBLE, NOT_CONVERGED, FeasTol, GapTol, Json, app, complain, door
 from nettrim.cli.networks import Data, Model, Weights, verify_run
 from nettrim.files import Precision, Refused
+from nettrim.path import FIRST, count_of, to_count
 from nettrim.problem import Problem
 from nettrim.report import to_json
 from nettrim.settings import Settings
@@ -31,6 +32,10 @@ def _solve(
         typer.Option("-o", "--output", metavar="OUT.npz", help="Receives W, the multipliers and the certificate."),
     ],
     epsilon: Annotated[float | None, typer.Option(help="Error allowed, relative to the norm of Y on Omega.")] = None,
+    density: Annotated[
+        float | None,
+        typer.Option(help="In place of an error, the part of the weights to keep at most.", show_default="none"),
+    ] = None,
     epsilon_abs: Annotated[float | None, typer.Option(help="Error allowed, in the units of Y.")] = None,
     linear: Annotated[
         bool, typer.Option("--linear", help="A layer without a ReLU: every entry of Y is to be met.")
@@ -63,20 +68,21 @@ def _solve(
 
     Ctrl-C stops at the next iteration; the best weights so far are written with their certificate.
     """
-    if (epsilon is None) == (epsilon_abs is None):
-        raise Refused("give one of --epsilon (relative to the norm of Y on Omega) and --epsilon-abs")
+    if sum(value is not None for value in (epsilon, epsilon_abs, density)) != 1:
+        raise Refused("give one of --epsilon (relative to the norm of Y on Omega), --epsilon-abs and --density")
     files.check_output(output, problem_file)
     arrays = files.load(problem_file, required=("X", "Y"), optional=("omega", "V", "C"))
     with door():
         problem = _problem(
             arrays,
-            epsilon=epsilon,
+            epsilon=epsilon if density is None else FIRST,
             epsilon_abs=epsilon_abs,
             linear=linear,
             neuronwise=neuronwise,
             unpenalised_row=unpenalised_row,
             dtype=dtype.value if dtype else None,
         )
+        nnz = None if density is None else count_of(problem, density, None)
         display = show.Display(gap_tol, quiet)
         stage = f"solving {problem_file.name}"
         settings = Settings(
@@ -99,7 +105,9 @@ def _solve(
         print(plan.table(), file=sys.stderr)
     with display:
         display(stage, None)
-        solution = solver.solve()
+        solution = solver.solve() if nnz is None else to_count(solver, nnz)
+    if nnz is not None:
+        problem = problem.replace(epsilon=solution.settings["epsilon"])
     about = {
         "nettrim": __version__,
         "epsilon_abs": problem.epsilon,

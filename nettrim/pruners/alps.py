@@ -9,7 +9,6 @@ moves.
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import eigh
 
 from nettrim.sparsity import Sparsity
 
@@ -39,6 +38,9 @@ def alps(W: np.ndarray, moments: np.ndarray, pattern: Sparsity, products: np.nda
     -------
     (N, M) array
     """
+    # imported with the package, it would be more than half of the time that takes
+    from scipy.linalg import eigh
+
     count = pattern.count(W.shape)
     if count == 0:
         return np.zeros_like(W)

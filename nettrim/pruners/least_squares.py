@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import solve
 
 #: added to the diagonal, relative to its mean: inputs of one support may be linearly dependent
 _RIDGE = 1e-9
@@ -24,6 +23,8 @@ def least_squares(W: np.ndarray, moments: np.ndarray, support: np.ndarray) -> np
     -------
     (N, M) array, zero off the support
     """
+    from scipy.linalg import solve
+
     found, right = np.zeros_like(W), moments @ W
     ridge = _RIDGE * moments.diagonal().mean()
     for m in range(W.shape[1]):

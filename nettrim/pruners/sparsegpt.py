@@ -8,7 +8,6 @@ decided for blocks of inputs, so that they see the corrections made before.
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import cholesky, inv
 
 from nettrim.sparsity import NofM, Sparsity
 
@@ -31,6 +30,8 @@ def sparsegpt(W: np.ndarray, moments: np.ndarray, pattern: Sparsity) -> np.ndarr
     -------
     (N, M) array
     """
+    from scipy.linalg import cholesky, inv
+
     N = len(W)
     pattern.count(W.shape)
     H, W = moments.astype(np.float64), W.astype(np.float64)
