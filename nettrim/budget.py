@@ -148,13 +148,11 @@ def allocate(
         curves[layers[k].name] = curve
     weights = {layer.name: layer.weight.size for layer in layers if layer.name in curves}
     dense = {name: _interpolated(curve) for name, curve in curves.items()}
-    densities = _best(dense, weights, density * sum(weights.values()))
-    return Allocation(
-        densities,
-        _total(dense, densities),
-        _total(dense, dict.fromkeys(densities, density)),
-        curves,
-    )
+    uniform = dict.fromkeys(weights, float(density))
+    found = _best(dense, weights, density * sum(weights.values()))
+    # a price finds only what lies on the convex hull of the curves
+    densities = min(found, uniform, key=lambda choice: _total(dense, choice))
+    return Allocation(densities, _total(dense, densities), _total(dense, uniform), curves)
 
 
 def _interpolated(curve: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ certificate. `prune` calls them by name, with or without a least-squares refit, 
 >>> rng = np.random.default_rng(0)
 >>> W, X = rng.standard_normal((30, 5)), rng.standard_normal((30, 200))
 >>> W_sparse = pruners.prune(W, X, "alps", density=0.2)
->>> np.count_nonzero(W_sparse)
+>>> int(np.count_nonzero(W_sparse))
 30
 """
 
