@@ -158,7 +158,7 @@ def whole(name: str, count: int, record: dict) -> None:
 
 
 def allocated(name: str, count: int, record: dict) -> None:
-    """The search with densities of `nt.allocate`, whose curves are ALPS's."""
+    """The search and ALPS with densities of `nt.allocate`, whose curves are ALPS's."""
     rows = record.setdefault("networks", [])
     done = {(r["network"], r["scheme"], r["kept"], r["method"]) for r in rows}
     net, samples = network(name), Samples(count)
@@ -166,30 +166,35 @@ def allocated(name: str, count: int, record: dict) -> None:
         nt.Layer(np.ascontiguousarray(W[:-1].T), W[-1], relu=k < len(net) - 1, name=f"fc{k + 1}")
         for k, W in enumerate(net)
     ]
-    method = "l0, default, allocated"
+    runs = [
+        ("l0, default, allocated", "cascade", {"method": "l0"}),
+        *(("alps + refit, allocated", s, {"method": "alps", "refit": "free"}) for s in ("parallel", "cascade")),
+    ]
     for kept in KEPT_WHOLE:
-        if (name, "cascade", kept, method) in done:
+        left = [run for run in runs if (name, run[1], kept, run[0]) not in done]
+        if not left:
             continue
         began = time.perf_counter()
         found = nt.allocate(plain, samples.calibration[0], kept)
         choosing = time.perf_counter() - began
-        pruned = nt.prune(
-            plain, samples.calibration[0], scheme="cascade", density=found.densities, method="l0", holdout=0
-        )
-        row = {"network": name, "scheme": "cascade", "kept": kept, "method": method, "samples": count}
-        row |= {"seconds": time.perf_counter() - began, "seconds_allocate": choosing, "allocation": found.to_dict()}
-        weights = [np.vstack([layer.weight.T, layer.bias]) for layer in pruned.layers]
-        for part in ("validation", "test"):
-            images, labels = getattr(samples, part)
-            row[part] = float((forward(weights, images).argmax(1) == labels).mean())
-        rows.append(row)
-        print(f"kept {kept:.0%} {method} {row['validation']:.2%} {row['seconds']:.0f} s\n{found.table()}", flush=True)
-        write("pruners", record)
+        print(f"kept {kept:.0%}, densities in {choosing:.0f} s\n{found.table()}")
+        for method, scheme, how in left:
+            began = time.perf_counter()
+            pruned = nt.prune(plain, samples.calibration[0], scheme=scheme, density=found.densities, holdout=0, **how)
+            row = {"network": name, "scheme": scheme, "kept": kept, "method": method, "samples": count}
+            row |= {"seconds": time.perf_counter() - began, "seconds_allocate": choosing}
+            weights = [np.vstack([layer.weight.T, layer.bias]) for layer in pruned.layers]
+            for part in ("validation", "test"):
+                images, labels = getattr(samples, part)
+                row[part] = float((forward(weights, images).argmax(1) == labels).mean())
+            rows.append(row | {"allocation": found.to_dict()})
+            print(f"{method}, {scheme}: {row['validation']:.2%} {row['seconds']:.0f} s", flush=True)
+            write("pruners", record)
 
 
 def gaussian(record: dict) -> None:
     rng = np.random.default_rng(0)
-    N, M, P = 300, 100, 6000
+    N, M, P = 150, 50, 3000
     W = (rng.standard_normal((N, M)) / np.sqrt(N)).astype(np.float32)
     X = rng.standard_normal((N, 2 * P)).astype(np.float32)
     Y = np.maximum(W.T @ X, 0)
@@ -197,9 +202,10 @@ def gaussian(record: dict) -> None:
     for kept in (0.5, 0.2, 0.1, 0.05):
         nnz = round(kept * W.size)
         found = {m: prune_plain(W, X[:, :P], m, nnz) for m in ("magnitude", "alps")}
-        found["l1"] = nt.solve(X[:, :P], Y[:, :P], nnz=nnz, feas_tol=1e-3).W
+        rough = {"nnz": nnz, "gap_tol": 1e-2, "feas_tol": 1e-3}
+        found["l1"] = nt.solve(X[:, :P], Y[:, :P], **rough).W
         found["reweighted l1 + refit"] = nt.refit(
-            nt.Problem(X[:, :P], Y[:, :P], 0.1), nt.sparsest(X[:, :P], Y[:, :P], nnz=nnz, feas_tol=1e-3).W
+            nt.Problem(X[:, :P], Y[:, :P], 0.1), nt.sparsest(X[:, :P], Y[:, :P], **rough).W
         ).W
         found["l0"] = nt.l0(X[:, :P], Y[:, :P], W, nnz=nnz).W
         errors = {m: error(A, X[:, P:], Y[:, P:]) for m, A in found.items()}

@@ -210,17 +210,22 @@ def network(record: dict | None) -> list[str]:
     if not record:
         return []
     out = [
-        "| scheme | epsilon | rounds | kept | accuracy | kept by layer | error of the outputs | held out | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| network | scheme | epsilon | rounds | refit | kept | accuracy | kept by layer | error of the outputs "
+        "| held out | seconds |",
+        f"|{'---|' * 11}",
     ]
     for r in record["runs"]:
         last = r["layers"][-1]
         by_layer = ", ".join(f"{layer['density']:.0%}" for layer in r["layers"])
         out.append(
-            f"| {r['scheme']} | {r['epsilon']:g} | {r.get('rounds', 1)} | {r['kept']:.1%} | {r['accuracy']:.2%} "
+            f"| {r.get('network', 'own')} | {r['scheme']} | {r['epsilon']:g} | {r.get('rounds', 1)} "
+            f"| {r.get('refit') or ''} | {r['kept']:.1%} | {r['accuracy']:.2%} "
             f"| {by_layer} | {last['error']:.1%} | {last['holdout']:.1%} | {r['seconds']:.0f} |"
         )
-    return [*out, "", f"Unpruned: {record['accuracy']:.2%}. {environment(record['environment'])}.", ""]
+    dense = f"own {record['accuracy']:.2%}"
+    if "accuracy_shared" in record:
+        dense += f", shared {record['accuracy_shared']:.2%}"
+    return [*out, "", f"Unpruned: {dense}. {environment(record['environment'])}.", ""]
 
 
 def reweighting(record: dict | None) -> list[str]:
@@ -272,7 +277,8 @@ def pruners(record: dict | None) -> list[str]:
         methods = list(dict.fromkeys((m, s) for _, _, m, s in found))
         names = [f"{m} ({s})" for m, s in methods]
         out += [
-            "Test accuracy of whole networks, the same density in every layer, no fine-tuning:",
+            "Test accuracy of whole networks without fine-tuning: the same density in every layer, or (allocated)",
+            "densities of `nt.allocate` for the same count of the network:",
             "",
             f"| network | kept | {' | '.join(names)} |",
             f"|{'---|' * (2 + len(names))}",
@@ -289,7 +295,7 @@ def pruners(record: dict | None) -> list[str]:
     if rows := record.get("gaussian"):
         methods = list(rows[0]["validation"])
         out += [
-            "An untrained layer, independent Gaussian weights and inputs (300 x 100), held-out error; magnitude and",
+            "An untrained layer, independent Gaussian weights and inputs (150 x 50), held-out error; magnitude and",
             "ALPS with a least-squares refit:",
             "",
             f"| kept | {' | '.join(methods)} |",
