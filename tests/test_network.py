@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import nettrim as nt
-from nettrim import network
+from nettrim import flow, network
 from nettrim.geometry import Geometry
 from nettrim.layer import Layer, prune_layer
 from nettrim.patterns import matches
@@ -170,7 +170,7 @@ def test_parallel_layers_do_not_know_of_each_other(rng):
 def test_errors_are_those_of_the_two_networks(rng, scheme):
     layers, between, x = convolutions(rng)
     pruned = network.prune(layers, x, 0.1, scheme, between=between, holdout=0.25, seed=3)
-    calibration, held_out = network._split(x, 0.25, None, 3)
+    calibration, held_out = flow.split(x, 0.25, None, 3)
     for samples, field in ((calibration, "error"), (held_out, "holdout")):
         pairs = zip(outputs_of(layers, samples, between), outputs_of(pruned.layers, samples, between), strict=True)
         for report, (a, b) in zip(pruned.reports, pairs, strict=True):
@@ -244,12 +244,12 @@ def test_theorem_3_2(sizes, epsilon, seed, gamma):
 
 def test_samples_and_held_out_ones_are_disjoint(rng):
     x = np.arange(100.0)[:, None]
-    calibration, held_out = network._split(x, 0.2, 30, 0)
+    calibration, held_out = flow.split(x, 0.2, 30, 0)
     assert (len(calibration), len(held_out)) == (30, 20)
     assert not set(calibration.ravel()) & set(held_out.ravel())
-    other, back = network._split(x, 0.2, None, 0)
+    other, back = flow.split(x, 0.2, None, 0)
     assert set(calibration.ravel()) <= set(other.ravel()) and (back == held_out).all()
-    assert network._split(x, 0.0, None, 0)[1] is None
+    assert flow.split(x, 0.0, None, 0)[1] is None
 
 
 def test_epsilons_by_name(rng):

@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.utils import prune  # noqa: E402
 
-from nettrim import network  # noqa: E402
+from nettrim import flow  # noqa: E402
 from nettrim.torch.fold import fold_batch_norm  # noqa: E402
 from nettrim.torch.graph import Target, find_targets, layer_of  # noqa: E402
 from nettrim.torch.watch import undisturbed  # noqa: E402
@@ -551,7 +551,7 @@ def test_layers_make_a_network():
     model, x = nn.Sequential(nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 3)), torch.randn(6, 8)
     layers = [layer_of(t) for t in find_targets(model, (x,))]
     with torch.no_grad():
-        np.testing.assert_allclose(network._run(layers, [None] * 3, x.numpy())[-1], model(x).numpy(), atol=1e-5)
+        np.testing.assert_allclose(flow.run(layers, [None] * 3, x.numpy())[-1], model(x).numpy(), atol=1e-5)
 
 
 # --- batch norms ----------------------------------------------------------------------------------------------------
