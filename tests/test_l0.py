@@ -193,7 +193,8 @@ def test_linear_layers_bounds_and_convolutions():
     def quadratic(A):
         return float(((A - W) * (H @ (A - W))).sum())
 
-    assert np.count_nonzero(sol.W) == 60 and quadratic(sol.W) < quadratic(rival)
+    # which may be what it began at: nothing to exchange
+    assert np.count_nonzero(sol.W) == 60 and quadratic(sol.W) <= quadratic(rival) * (1 + 1e-9)
     assert sol.certificate.error == pytest.approx(np.sqrt(quadratic(sol.W)) / np.linalg.norm(Z), rel=1e-3)
 
     Y = np.maximum(Z, 0)

@@ -130,10 +130,9 @@ def test_torch_models(tmp_path):
 
     torch.manual_seed(0)
     nn = torch.nn
-    net = nn.Sequential(
-        nn.Conv2d(1, 6, 3, groups=1), nn.ReLU(), nn.Flatten(), nn.Linear(600, 30), nn.ReLU(), nn.Linear(30, 4)
-    )
-    x = [torch.randn(200, 1, 12, 12) for _ in range(5)]
+    layers = [nn.Conv2d(1, 6, 3), nn.ReLU(), nn.AvgPool2d(5), nn.Flatten(), nn.Linear(24, 20), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.Linear(20, 4))
+    x = [torch.randn(60, 1, 12, 12) for _ in range(5)]
     for options in (
         {"density": 0.3, "method": "l0"},
         {"density": 0.3, "method": "alps", "refit": "free"},
@@ -141,7 +140,8 @@ def test_torch_models(tmp_path):
         {"epsilon": 0.2, "refit": "within"},
         {"epsilon": 0.2, "refit": "free"},
     ):
-        for scheme in ("parallel", "cascade"):
+        # the radii of a cascade follow the errors before them: after a refit these are tiny
+        for scheme in ("parallel", "cascade") if "density" in options else ("parallel",):
             pruned = ntt.prune(net, x, scheme=scheme, feas_tol=1e-3, **options)
             path = tmp_path / "pruned.safetensors"
             pruned.save(path)
