@@ -343,8 +343,21 @@ def searched(record: dict) -> list[str]:
             cell = cells[layer, k]
             row.append(f"{cell['l0, default']['test'] / best_rival(cell)['test']:.2f}")
         out.append(f"| MNIST network, layer {layer} | {' | '.join(row)} |")
+    whole = {}
+    for r in record["networks"]:
+        whole.setdefault(r["kept"], []).append(r)
+    found = []
+    for k in kept[1:]:
+        mine, rival = (
+            max((r for r in whole[k] if r["method"].startswith("l0") == ours), key=lambda r: r["validation"])
+            for ours in (True, False)
+        )
+        found.append(f"{k:.0%} kept {mine['test']:.2%} ({rival['test']:.2%})")
     return [
         *out,
+        "",
+        "Accuracy of the whole network without fine-tuning, densities by `nt.allocate`, in brackets the best rival's "
+        f"with the same help: {', '.join(found)}; unpruned {record['dense']['shared']['test']:.2%}.",
         "",
         'On the test images, 20000 calibration samples, `effort="default"`; the rivals are magnitude, Wanda, SparseGPT '
         "and ALPS ([more](docs/algorithm/counts.md#measured), `bench/pruners.py`).",
