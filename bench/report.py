@@ -254,42 +254,43 @@ def pruners(record: dict | None) -> list[str]:
     if cells:
         efforts = ("fast", "default", "thorough")
         out += [
-            "| network | layer | kept | ALPS | best rival | error | seconds | "
-            + " | ".join(f"l0 {e} | ratio | seconds" for e in efforts)
-            + " |",
-            f"|{'---|' * (7 + 3 * len(efforts))}",
+            "In each cell of the search: its error, **over the best rival's**, and seconds.",
+            "",
+            f"| layer | kept | best rival | its error | ALPS alone | {' | '.join(f'l0, {e}' for e in efforts)} |",
+            f"|{'---|' * (5 + len(efforts))}",
         ]
         for (name, layer, kept), cell in sorted(cells.items()):
             rival = best_rival(cell)
-            line = [name, str(layer), f"{-kept:.0%}", f"{cell['alps']['seconds']:.2g} s", rival["method"]]
-            line += [f"{rival['test']:.4f}", f"{rival['seconds']:.2g}"]
+            line = [f"{layer}{'' if name == 'shared' else f' ({name})'}", f"{-kept:.0%}", rival["method"]]
+            line += [f"{rival['test']:.4f}", f"{cell['alps']['seconds']:.2g} s"]
             for effort in efforts:
                 r = cell.get(f"l0, {effort}")
-                line += (
-                    [f"{r['test']:.4f}", f"**{r['test'] / rival['test']:.2f}**", f"{r['seconds']:.3g}"]
-                    if r
-                    else ["", "", ""]
+                line.append(
+                    f"{r['test']:.4f}, **{r['test'] / rival['test']:.2f}**, {r['seconds']:.2g} s"
+                    if r is not None
+                    else ""
                 )
             out.append(f"| {' | '.join(line)} |")
         out.append("")
     found = {(r["network"], r["kept"], r["method"], r["scheme"]): r for r in record.get("networks", [])}
     if found:
-        methods = list(dict.fromkeys((m, s) for _, _, m, s in found))
-        names = [f"{m} ({s})" for m, s in methods]
+        kepts = sorted({k for _, k, _, _ in found}, reverse=True)
         out += [
             "Test accuracy of whole networks without fine-tuning: the same density in every layer, or (allocated)",
             "densities of `nt.allocate` for the same count of the network:",
             "",
-            f"| network | kept | {' | '.join(names)} |",
-            f"|{'---|' * (2 + len(names))}",
+            f"| method | scheme | {' | '.join(f'{k:.0%} kept' for k in kepts)} |",
+            f"|{'---|' * (2 + len(kepts))}",
         ]
-        for name, kept in dict.fromkeys((n, k) for n, k, _, _ in found):
-            row = [found.get((name, kept, m, s)) for m, s in methods]
-            best = max(r["test"] for r in row if r)
-            shown = [
-                "" if not r else f"{'**' * (r['test'] == best)}{r['test']:.2%}{'**' * (r['test'] == best)}" for r in row
-            ]
-            out.append(f"| {name} | {kept:.0%} | {' | '.join(shown)} |")
+        best = {k: max(r["test"] for (_, other, _, _), r in found.items() if other == k) for k in kepts}
+        for name, method, scheme in dict.fromkeys((n, m, s) for n, _, m, s in found):
+            shown = []
+            for k in kepts:
+                r = found.get((name, k, method, scheme))
+                mark = "**" if r and r["test"] == best[k] else ""
+                shown.append(f"{mark}{r['test']:.2%}{mark}" if r else "")
+            place = "" if name == "shared" else f" ({name})"
+            out.append(f"| {method}{place} | {scheme} | {' | '.join(shown)} |")
         dense = ", ".join(f"{name} {a['test']:.2%}" for name, a in record["dense"].items())
         out += ["", f"Unpruned: {dense}.", ""]
     if rows := record.get("gaussian"):
