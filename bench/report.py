@@ -348,7 +348,7 @@ def searched(record: dict) -> list[str]:
     for r in record["networks"]:
         whole.setdefault(r["kept"], []).append(r)
     found = []
-    for k in kept[1:]:
+    for k in kept:
         mine, rival = (
             max((r for r in whole[k] if r["method"].startswith("l0") == ours), key=lambda r: r["validation"])
             for ours in (True, False)

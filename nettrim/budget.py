@@ -119,21 +119,18 @@ def allocate(
     TypeError, ValueError
         Wrong input; the message names the argument.
     """
-    layers = list(layers)
-    between = [None] * len(layers) if between is None else list(between)
     if not 0 < density <= 1:
         raise ValueError(f"density must be above 0 and at most 1; got {density}")
     tried = sorted({float(d) for d in grid})
     if len(tried) < 2 or not (tried[0] > 0 and tried[-1] <= 1):
         raise ValueError(f"grid must have at least two densities, above 0 and at most 1; got {list(grid)}")
-    if holdout == 0:
-        raise ValueError("holdout must be above 0: errors are measured on those samples")
-    check_network(layers, between, inputs, "parallel", holdout, samples, targets, ignore)
+    layers, between = check_network(layers, between, inputs, "parallel", holdout, samples, targets, ignore)
     how = How(method, refit=None if method == "l0" else "free")
     if how.l1:
         raise ValueError(f"method must be one that meets a density exactly; got {method!r}")
     calibration, others = split(inputs, holdout, samples, seed)
-    assert others is not None
+    if others is None:
+        raise ValueError(f"holdout must leave samples to measure errors on; got {holdout} of {len(inputs)}")
     passed, judged = ([x, *run(layers, between, x)] for x in (calibration, others))
     size = float(np.linalg.norm(judged[-1])) or 1.0
     curves: dict[str, list[tuple[float, float]]] = {}

@@ -29,22 +29,24 @@ def chosen_layers(layers: list[Layer], targets: Sequence[str], ignore: Sequence[
 
 
 def check_network(
-    layers: list[Layer],
-    between: list,
+    layers: Sequence[Layer],
+    between: Sequence[Callable[[np.ndarray], np.ndarray] | None] | None,
     inputs: np.ndarray,
     scheme: str,
     holdout: float,
     samples: int | None,
     targets: Sequence[str],
     ignore: Sequence[str],
-) -> None:
-    """That the layers, the samples and the choices of a call fit each other.
+) -> tuple[list[Layer], list[Callable[[np.ndarray], np.ndarray] | None]]:
+    """The layers and the functions between them, once all of a call's choices fit each other.
 
     Raises
     ------
     TypeError, ValueError
         They do not; the message names the argument.
     """
+    layers = list(layers)
+    between = [None] * len(layers) if between is None else list(between)
     if not layers or not all(isinstance(layer, Layer) for layer in layers):
         raise TypeError("layers must be a sequence of nettrim.Layer, at least one")
     if len({layer.name for layer in layers}) < len(layers):
@@ -66,6 +68,7 @@ def check_network(
         for pattern in patterns:
             if not any(matches(layer.name, [pattern]) for layer in layers):
                 raise ValueError(f"{what} has the pattern {pattern!r}, which fits no layer: {_names(layers)}")
+    return layers, between
 
 
 def _names(layers: list[Layer]) -> str:

@@ -1,4 +1,4 @@
-"""The sparsest-of-a-count search: a layer with exactly so many weights and as small an error as can be found.
+"""The l0 search: a layer with exactly so many weights and as small an error as can be found.
 
 minimise  || (W^T X - Y)_Omega ||^2 + || ((W^T X - V)_+)_notOmega ||^2   over W with a given pattern of sparsity
 
@@ -153,7 +153,7 @@ def search(
     stages = [(loss, rounds if part is not None or not first else max(rounds, _WITHOUT_PART))]
     if part is not None:
         stages.insert(0, (ReluLoss(part, n_threads), first))
-    best: Measured | None = None
+    results: list[Measured] = []
     for start in starts:
         now, name = _begin(whole, loss, W, pattern, bias, start)
         history: list[dict[str, Any]] = []
@@ -171,13 +171,9 @@ def search(
             )
             history += [row | {"samples": stage.shape[2]} for row in rows]
         seconds = time.perf_counter() - began
-        found = measured(
-            problem, now, heldout, "l0", seconds, _MESSAGE, history, effort=effort, start=name, pattern=str(pattern)
-        )
-        if best is None or _score(found) < _score(best):
-            best = found
-    assert best is not None
-    return best
+        about: dict[str, Any] = {"effort": effort, "start": name, "pattern": str(pattern)}
+        results.append(measured(problem, now, heldout, "l0", seconds, _MESSAGE, history, **about))
+    return min(results, key=_score)
 
 
 _MESSAGE = "found by a search: errors are measured, and nothing proves that no better weights exist"
@@ -198,11 +194,10 @@ def _reduced(problem: Problem) -> Problem:
 def _part(problem: Problem, support: float) -> Problem | None:
     """A part of the samples, the same at every call; None where there are too few for `support` weights a neuron."""
     count = max(problem.P // _PART, math.ceil(_LEAST_SAMPLES * support))
-    if problem.linear or isinstance(problem.X, Convolution) or count > problem.P // 2:
+    if problem.mask is None or isinstance(problem.X, Convolution) or count > problem.P // 2:
         return None
     chosen = np.sort(np.random.default_rng(0).permutation(problem.P)[:count])
     V = problem.V if problem.V.size == 1 else problem.V[:, chosen]
-    assert problem.mask is not None
     return Problem(
         np.ascontiguousarray(problem.X[:, chosen]),
         np.ascontiguousarray(problem.Y[:, chosen]),

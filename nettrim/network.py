@@ -269,9 +269,7 @@ def prune(
     TypeError, ValueError
         Wrong input; the message names the argument.
     """
-    layers = list(layers)
-    between = [None] * len(layers) if between is None else list(between)
-    check_network(layers, between, inputs, scheme, holdout, samples, targets, ignore)
+    layers, between = check_network(layers, between, inputs, scheme, holdout, samples, targets, ignore)
     chosen = chosen_layers(layers, targets, ignore)
     how = How(method, rounds, refit, effort)
     names = [layer.name for layer, c in zip(layers, chosen, strict=True) if c]

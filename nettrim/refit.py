@@ -13,8 +13,9 @@ import numpy as np
 from nettrim.arrays import to_host
 from nettrim.measured import Measured, measured
 from nettrim.problem import Problem
+from nettrim.pruners.least_squares import least_squares
 from nettrim.relu_loss import ReluLoss
-from nettrim.relu_newton import RIDGE, Neurons, blocks
+from nettrim.relu_newton import Neurons, blocks
 from nettrim.solution import certify
 
 __all__ = ["refit", "refit_weights"]
@@ -80,7 +81,9 @@ def refit(problem: Problem, W: Any, *, within: bool = False, heldout: Problem | 
 def refit_weights(problem: Problem, W: np.ndarray, within: bool = False) -> np.ndarray:
     """As `refit`, the bare weights."""
     if problem.linear:
-        return _least_squares(problem, W)
+        # every neuron has the same moments
+        moments = problem.moments()
+        return least_squares(W, moments.XX, W != 0, moments.XY)
     loss, new = ReluLoss(problem), W.copy()
     with loss.workers() as pool:
         for neurons in blocks(loss, np.count_nonzero(W, axis=0), 3 + within):
@@ -89,20 +92,4 @@ def refit_weights(problem: Problem, W: np.ndarray, within: bool = False) -> np.n
                 part.minimise_within()
             else:
                 part.minimise(part.everyone())
-    return new
-
-
-def _least_squares(problem: Problem, W: np.ndarray) -> np.ndarray:
-    """The linear layer: every neuron has the same moments."""
-    from scipy.linalg import solve
-
-    moments = problem.moments()
-    XX, XY = moments.XX, moments.XY
-    ridge, new = RIDGE * XX.diagonal().mean(), np.zeros_like(W)
-    for m in range(W.shape[1]):
-        s = np.flatnonzero(W[:, m])
-        if s.size:
-            system = XX[np.ix_(s, s)]
-            system[np.diag_indices(s.size)] += ridge or 1.0
-            new[s, m] = solve(system, XY[s, m], assume_a="pos", overwrite_a=True, check_finite=False)
     return new

@@ -28,7 +28,7 @@ __all__ = ["Neurons", "blocks"]
 #: steps, the relative decrease of the loss below which they end, and halvings of a step
 _STEPS, _TOL, _HALVINGS = 20, 1e-7, 20
 #: ridge over the mean diagonal of a system: inputs of a support may be linearly dependent
-RIDGE = 1e-10
+_RIDGE = 1e-10
 #: first weight of the inequalities in the method of multipliers, its growth where the excess falls by less than half,
 #: its steps, and the excess over the rms output that is none
 _WEIGHT, _GROWTH, _MULTIPLIER_STEPS, _EXCESS = 10.0, 3.0, 30, 1e-5
@@ -165,7 +165,7 @@ class Neurons:
         if down.size:
             self.systems[i][1] -= products(down)
         H = self.systems[i][0] + weight * self.systems[i][1]
-        H[np.diag_indices(s.size)] += RIDGE * H.diagonal().mean() or 1.0
+        H[np.diag_indices(s.size)] += _RIDGE * H.diagonal().mean() or 1.0
         right = gradient[s].astype(np.float64)
         try:
             out[s] = -cho_solve(cho_factor(H, overwrite_a=True, check_finite=False), right, check_finite=False)

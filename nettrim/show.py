@@ -137,12 +137,13 @@ def _note_on_gaps(reports: Sequence[Any]) -> list[str]:
 def print_verified(rows: Sequence[Any], settings: dict[str, Any], bound: bool) -> None:
     """What `nettrim verify` found of a network."""
     gaps = any(row.gap is not None for row in rows)
-    short = any(row.status != "solved" for row in rows)
+    measured = any(row.status == "measured" for row in rows)
+    short = any(row.status not in ("solved", "measured") for row in rows)
     cells = [("layer", "kept", "error", "violation", "claimed", "gap", "status", "holds")] + [
         (
             *(row.name, f"{row.kept:,} of {row.weights:,}", f"{row.discrepancy:.3%}"),
             *(f"{row.violation:.1e}", f"{row.claimed:.1e}", "" if row.gap is None else f"{row.gap:.1e}"),
-            row.status.replace("_", " ") if short else "",
+            row.status.replace("_", " ") if short or measured else "",
             "yes" if row.holds else "NO",
         )
         for row in rows
@@ -156,7 +157,9 @@ def print_verified(rows: Sequence[Any], settings: dict[str, Any], bound: bool) -
     if not bound:
         lines.append("gaps         --bound solves every layer again, to prove how far its l1 norm is from the smallest")
     elif any(row.gap is None for row in rows):
-        lines.append("gaps         not of reweighted layers: the norm of their round is not in the file")
+        lines.append("gaps         of plain l1 within a given error only: other norms and searches are not in the file")
+    if measured:
+        lines.append("measured     without a bound: holds if error and violation are as the run reported")
     if short:
         lines.append("status       as the run left it: a layer that was not solved has the weights that it had before")
     lines.append("All layers hold." if all(row.holds for row in rows) else "Not all layers hold.")

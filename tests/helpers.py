@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -58,3 +59,19 @@ def residuals(problem: nt.Problem, W: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def reversed_view(a: np.ndarray) -> np.ndarray:
     """The same values behind negative strides."""
     return np.ascontiguousarray(a[::-1, ::-1])[::-1, ::-1]
+
+
+def plain_network(sizes: tuple[int, ...], mixed: bool) -> tuple[list[nt.Layer], np.ndarray]:
+    """Random ReLU layers fc0, fc1, ..., the last linear, and 1500 samples; `mixed` makes the inputs correlated."""
+    rng = np.random.default_rng(0)
+    layers = [
+        nt.Layer(
+            (rng.standard_normal((m, n)) ** 3 / n).astype(np.float32),
+            (0.1 * rng.standard_normal(m)).astype(np.float32),
+            relu=k < len(sizes) - 2,
+            name=f"fc{k}",
+        )
+        for k, (n, m) in enumerate(pairwise(sizes))
+    ]
+    mix = rng.standard_normal((sizes[0], sizes[0])) if mixed else np.eye(sizes[0])
+    return layers, (rng.standard_normal((1500, sizes[0])) @ mix).astype(np.float32)

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 
 import numpy as np
 import pytest
+from helpers import plain_network
 
 import nettrim as nt
 from nettrim.budget import _best, _interpolated
 
 
-def network(seed: int = 0, sizes: tuple[int, ...] = (24, 60, 60, 5)):
-    rng = np.random.default_rng(seed)
-    layers = [
-        nt.Layer(
-            (rng.standard_normal((m, n)) ** 3 / n).astype(np.float32),
-            (0.1 * rng.standard_normal(m)).astype(np.float32),
-            relu=k < len(sizes) - 2,
-            name=f"fc{k}",
-        )
-        for k, (n, m) in enumerate(pairwise(sizes))
-    ]
-    return layers, rng.standard_normal((1500, sizes[0])).astype(np.float32)
+def network():
+    return plain_network((24, 60, 60, 5), mixed=False)
 
 
 def sparse_first(layers: list[nt.Layer]) -> list[nt.Layer]:
@@ -85,7 +75,8 @@ def test_chosen_layers_only():
         ({"density": 0}, "density must be above 0"),
         ({"grid": [0.1]}, "grid must have at least two"),
         ({"grid": [0.1, 2]}, "grid must have at least two"),
-        ({"holdout": 0}, "holdout must be above 0"),
+        ({"holdout": 0}, "holdout must leave samples"),
+        ({"holdout": 1e-6}, "holdout must leave samples"),
         ({"method": "auto"}, "method must be one that meets"),
         ({"targets": ["x*"]}, "fits no layer"),
     ],

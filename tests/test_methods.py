@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 
 import numpy as np
 import pytest
+from helpers import plain_network
 
 import nettrim as nt
 from nettrim.how import METHODS, How
 
 
-def network(seed: int = 0, sizes: tuple[int, ...] = (24, 40, 30, 6)):
-    rng = np.random.default_rng(seed)
-    layers = [
-        nt.Layer(
-            (rng.standard_normal((m, n)) ** 3 / n).astype(np.float32),
-            (0.1 * rng.standard_normal(m)).astype(np.float32),
-            relu=k < len(sizes) - 2,
-            name=f"fc{k}",
-        )
-        for k, (n, m) in enumerate(pairwise(sizes))
-    ]
-    mix = rng.standard_normal((sizes[0], sizes[0]))
-    return layers, (rng.standard_normal((1500, sizes[0])) @ mix).astype(np.float32)
+def network():
+    return plain_network((24, 40, 30, 6), mixed=True)
 
 
 def kept(layer: nt.Layer) -> int:

@@ -198,8 +198,6 @@ def prune(
     Settings.make(**settings)
     how = How(method, rounds, refit, effort)
     how.check(epsilon, density)
-    if density is None and epsilon is None:
-        epsilon = 0.05
     stored = {name: value for name, value in settings.items() if name not in ("callback", "verbose", "n_threads")}
     check_arguments(model, holdout, targets)
     if scheme not in SCHEMES:
@@ -221,7 +219,7 @@ def prune(
     run = _Run(programs, others, directory, how, settings)
     names = [target.name for target in found]
     if density is None:
-        assert epsilon is not None
+        epsilon = 0.05 if epsilon is None else epsilon
         numbers, what = numbers_for(names, scheme, epsilon, gamma), "epsilon or gamma"
     else:
         numbers, what = densities_for(names, density), "density"

@@ -73,7 +73,8 @@ def verify(
 
     Of the file, the weights are used, and from its report the scheme and the tolerances; the numbers that it claims are
     only shown beside the new ones. On the samples that the model was pruned with, in the same order, a layer
-    holds whose report held; on others the error is measured, not promised.
+    holds whose report held; on others the error is measured, not promised. Of a layer whose status is "measured", the
+    report is all that was promised: it holds if its error and violation are no larger than that says.
 
     Parameters
     ----------
