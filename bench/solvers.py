@@ -157,14 +157,14 @@ def published(threads: int, cap: float, repeats: int, record: dict) -> None:
     print(record["published_summary"])
 
 
-def methods(samples: int, cap: float, record: dict) -> None:
+def methods(samples: int, threads: int, cap: float, record: dict) -> None:
     """Both methods on every cell; ADMM stops at `cap` times the working sets' seconds: its ratio is then a bound."""
     rows = record.setdefault("methods", [])
     done = {(r["layer"], r["epsilon"], r["P"], r["dtype"]) for r in rows}
-    for epsilon in EPSILONS:
-        for index in (3, 2, 0, 1):
-            for dtype, gap in ((np.float32, 1e-3), (np.float64, 1e-6)):
-                name = np.dtype(dtype).name
+    for dtype, gap in ((np.float32, 1e-3), (np.float64, 1e-6)):
+        name = np.dtype(dtype).name
+        for epsilon in EPSILONS:
+            for index in (3, 2, 0, 1):
                 if (index + 1, epsilon, samples, name) in done:
                     continue
                 X, Y, linear = layer(index, samples, dtype=dtype)
@@ -180,6 +180,8 @@ def methods(samples: int, cap: float, record: dict) -> None:
                     "P": samples,
                     "epsilon": epsilon,
                     "dtype": name,
+                    "threads": threads,
+                    "cap": cap,
                 }
                 row |= {"gap_tol": gap, "working_set": exact, "admm": admm, "auto": auto}
                 row |= {"ratio": admm["seconds"] / exact["seconds"], "lower_bound": admm["status"] != "solved"}
@@ -270,11 +272,14 @@ def main() -> None:
     for row in record.get("published", []):
         # rows of an earlier run, which may have had another cap
         row.setdefault("cap", environments["published"]["cap"])
+    for row in record.get("methods", []):
+        row.setdefault("cap", environments["methods"]["cap"])
+        row.setdefault("threads", environments["methods"]["threads"])
     environments[args.part] = environment(threads) | {"cap": args.cap, "limit": args.limit}
     if args.part == "published":
         published(threads, args.cap, args.repeats, record)
     elif args.part == "methods":
-        methods(args.samples, args.cap, record)
+        methods(args.samples, threads, args.cap, record)
     else:
         cvxpy_rows(threads, args.limit, args.repeats, args.solvers.split(","), record)
 
