@@ -8,6 +8,7 @@
 <Status.SOLVED: 'solved'>
 """
 
+from nettrim import penalties
 from nettrim.budget import Allocation, allocate
 from nettrim.calls import solve, sparsest
 from nettrim.convolution import Convolution
@@ -46,6 +47,7 @@ __all__ = [
     "channel_groups",
     "l0",
     "path",
+    "penalties",
     "prune",
     "refit",
     "solve",

@@ -38,6 +38,8 @@ from typing import Any
 
 import numpy as np
 
+from nettrim.penalties import L1, Penalty
+from nettrim.penalties.base import ball_bound
 from nettrim.settings import Settings
 
 __all__ = ["Factor", "Loop", "State"]
@@ -129,6 +131,8 @@ class State:
     r: float
     tau: float
     iteration: int = 0
+    #: of a penalty whose prox is iterative
+    memory: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -163,11 +167,21 @@ class Loop:
     radii : (1,) or (M,) array
     factor : Factor
         Of the same X.
+    penalty : Penalty
+        On the host, except l1.
     """
 
-    def __init__(self, samples: Any, weights: Any, radii: np.ndarray, factor: Factor):
+    def __init__(
+        self,
+        samples: Any,
+        weights: Any,
+        radii: np.ndarray,
+        factor: Factor,
+        penalty: Penalty = L1(),  # noqa: B008
+    ):
         self.samples, self.factor, self.backend = samples, factor, samples.backend
         self.weights, self.radii, self.dtype = weights, radii, samples.dtype
+        self.penalty, self.plain = penalty, isinstance(penalty, L1)
         #: ||y_m|| on Omega
         self.sizes = samples.sizes()
         # checks compute with them: on the host in float64
@@ -180,8 +194,7 @@ class Loop:
         r = self.factor.balance(BALANCE_START * (self.factor.size or 1.0))
         ridge = np.abs(be.to_host(self.factor.solve(self.samples.target_product(), r)))
         typical = THRESHOLD_START * float(ridge.mean(dtype=np.float64)) or 1.0
-        C = be.to_host(self.weights).astype(np.float64)
-        tau = typical / (float(C[C > 0].mean()) if (C > 0).any() else 1.0)
+        tau = self.penalty.start(typical, be.to_host(self.weights), N, M)
         return State(self.samples.state(), be.zeros((N, M), self.dtype), be.zeros((N, M), self.dtype), r, tau)
 
     def start_at(self, W: np.ndarray, multiplier: np.ndarray | None) -> State:
@@ -216,7 +229,7 @@ class Loop:
         `stopped` is asked at every iteration for a reason to stop; the iteration then ends with a check.
         `observe` sees every check and may give a reason to stop too.
         """
-        be, alpha = self.backend, settings.relaxation
+        alpha = settings.relaxation
         began, first = time.perf_counter(), state.iteration - done
         adapt_at = iter(_schedule())
         # a warm start keeps the penalties it had found: the schedule goes on where it was
@@ -229,12 +242,9 @@ class Loop:
             checking = reason is not None or k % settings.check_every == 0
             a = 1.0 if checking else alpha
             scale = self._scale(squares)
-            threshold = self.weights * self.dtype.type(state.tau)
             if checking:
-                weights = be.copy(state.T2)
-                be.soft_relax(weights, threshold, 1.0)
-                weights = state.T2 - weights
-            be.soft_relax(state.T2, threshold, a)
+                weights = self._shrunk(state)
+            self._relax(state, a)
             R, sums = self.samples.project(state.T, scale, a, sums=checking)
             verdict = None
             if checking:
@@ -261,6 +271,22 @@ class Loop:
                 next_adapt = next(adapt_at)
                 deadband = ADAPT_DEADBAND if state.iteration <= ADAPT_AT[-1] else ADAPT_LATE
                 squares = self._adapt(state, W - old, squares, deadband)
+
+    def _shrunk(self, state: State) -> Any:
+        """The weights that the penalty's prox makes of T2; sparse for l1."""
+        if not self.plain:
+            return self.penalty.prox(state.T2, state.tau, self.weights, state.memory)
+        weights = self.backend.copy(state.T2)
+        self.backend.soft_relax(weights, self.weights * self.dtype.type(state.tau), 1.0)
+        return state.T2 - weights
+
+    def _relax(self, state: State, alpha: float) -> None:
+        """In place T2 <- T2 - alpha prox(T2)."""
+        if self.plain:
+            self.backend.soft_relax(state.T2, self.weights * self.dtype.type(state.tau), alpha)
+        else:
+            weights = self.penalty.prox(state.T2, state.tau, self.weights, state.memory)
+            state.T2 -= self.dtype.type(alpha) * weights
 
     def _scale(self, squares: Any) -> Any:
         """Shrink factor of each row towards Y, from its squared distance: the projection onto the ball or balls."""
@@ -289,14 +315,13 @@ class Loop:
         """
         linear, squares, upper = sums.T * rho
         norms = np.sqrt(squares * rho)
+        if not self.plain:
+            product = product.astype(np.float64) * rho
+            dual = self.penalty.bound(-(linear + upper), norms, product, self._judge, self.radii)
+            return self.penalty.value(weights, self._judge), dual
         objective, excess = self.backend.weight_sums(weights, product, self._judge)
         scale = 1 / np.maximum(excess * rho, 1)
-        gain, norms = -(linear + upper) * scale, norms * scale
-        if self.radii.size == 1:
-            dual = float(gain.sum() - self.radii[0] * np.sqrt((norms**2).sum()))
-        else:
-            dual = float(np.maximum(gain - self.radii * norms, 0).sum())
-        return objective, max(dual, 0.0)
+        return objective, ball_bound(-(linear + upper) * scale, norms * scale, self.radii, True)
 
     def violations(self, W: Any) -> tuple[np.ndarray, float, float]:
         """Squared ball distance per row, squared and largest excess over V, of device weights W."""
@@ -323,9 +348,7 @@ class Loop:
         moved1, sums = self.samples.measure(state.T, state.W, step, self._scale(squares))
         moved2 = be.norm(step)
         primal1, size1, multiplier1 = np.sqrt(sums.sum(0))
-        weights = be.copy(state.T2)
-        be.soft_relax(weights, self.weights * self.dtype.type(state.tau), 1.0)
-        weights = state.T2 - weights
+        weights = self._shrunk(state)
         primal2, size2, multiplier2 = be.norm(weights - state.W), be.norm(weights), be.norm(state.W - state.T2)
         q1 = _ratio(primal1, size1, moved1, multiplier1)
         q2 = _ratio(primal2, size2, moved2, multiplier2)

@@ -25,7 +25,7 @@ def solve(X: Any, Y: Any = None, epsilon: float | None = None, **options: Any) -
         Error relative to ``||Y_Omega||_F``; `epsilon_abs` is the same in the units of Y.
     **options
         In place of an error, `density` or `nnz`: the fraction or the number of weights to keep at most, and epsilon is
-        searched for. Parameters of `Problem` (omega, V, C, neuronwise, dtype, epsilon_abs) and of `Settings`
+        searched for. Parameters of `Problem` (omega, V, C, penalty, neuronwise, dtype, epsilon_abs) and of `Settings`
         (gap_tol, ...).
 
     Returns

@@ -21,12 +21,14 @@ from nettrim.solution import Solution, Status
 from nettrim.solver import Solver
 from nettrim.sparsity import make
 
-__all__ = ["METHODS", "REFITS", "How"]
+__all__ = ["METHODS", "PENALTIES", "REFITS", "How"]
 
 #: by l1, and the solver that does it, see `Settings`; and those without a dual bound
 SOLVERS = ("auto", "admm", "working_set")
 METHODS = (*SOLVERS, "l0", *pruners.METHODS)
 REFITS = (None, "free", "within")
+#: of single weights, or of all that read an input (channel), or belong to an output (channel)
+PENALTIES = (None, "inputs", "outputs")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class How:
         Of what l1 has found, or (free) least squares after a compared pruner; the search ends with one of itself.
     effort : {"fast", "default", "thorough"}
         Of the search.
+    penalty : {None, "inputs", "outputs"}
+        A group norm in the place of l1: inputs or outputs of a layer, channels of a convolution, leave as a whole.
 
     Raises
     ------
@@ -54,6 +58,7 @@ class How:
     rounds: int = 1
     refit: str | None = None
     effort: str = "default"
+    penalty: str | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -62,6 +67,10 @@ class How:
             raise ValueError(f"refit must be None, 'free' or 'within'; got {self.refit!r}")
         if self.effort not in EFFORTS:
             raise ValueError(f"effort must be one of {', '.join(EFFORTS)}; got {self.effort!r}")
+        if self.penalty not in PENALTIES:
+            raise ValueError(f"penalty must be None, 'inputs' or 'outputs'; got {self.penalty!r}")
+        if self.penalty and self.method not in ("auto", "admm"):
+            raise ValueError(f"penalty={self.penalty!r} needs method='auto' or 'admm'; got {self.method!r}")
         check_rounds(self.rounds)
         if self.rounds > 1 and not self.l1:
             raise ValueError(f"rounds are those of reweighted l1; got rounds={self.rounds} with method={self.method!r}")

@@ -20,11 +20,22 @@ from nettrim.convolution import Convolution
 from nettrim.geometry import Geometry, channel_groups
 from nettrim.how import How
 from nettrim.path import FIRST
+from nettrim.penalties import Columns, Groups, Penalty, Rows
 from nettrim.problem import Problem, warn
 from nettrim.solution import Certificate, Solution, Status, certify
 from nettrim.unfolding import Unfolding
 
-__all__ = ["USABLE", "Layer", "PrunedLayer", "group_problems", "kind_of", "penalties", "prune_layer", "solve_groups"]
+__all__ = [
+    "USABLE",
+    "Layer",
+    "PrunedLayer",
+    "group_problems",
+    "kind_of",
+    "penalties",
+    "prune_layer",
+    "solve_groups",
+    "structured",
+]
 
 #: statuses with which new weights take the place of a layer's own
 USABLE = (Status.SOLVED, Status.SOLVED_INACCURATE, Status.MEASURED)
@@ -400,6 +411,17 @@ def penalties(layer: Layer, rows: int, penalise_bias: bool) -> dict[str, Any]:
     return {"C": C}
 
 
+def structured(layer: Layer, penalty: str) -> Penalty:
+    """The group norm that "inputs" or "outputs" stands for: of channels, where the layer is a convolution."""
+    if penalty == "outputs":
+        return Columns()
+    if layer.geometry is None:
+        return Rows()
+    channels = layer.weight.shape[1]
+    labels = np.arange(channels).repeat(math.prod(layer.weight.shape[2:]))
+    return Groups(labels if layer.bias is None else np.append(labels, channels))
+
+
 def solve_groups(
     layer: Layer,
     problems: Iterable[tuple[slice, Problem]],
@@ -421,6 +443,8 @@ def solve_groups(
         # of what is left for the layer, but enough to return something
         left = max(limit - (time.perf_counter() - began), 1e-9)
         own = layer.weights(m).astype(problem.dtype)
+        if how.penalty is not None:
+            problem = problem.replace(penalty=structured(layer, how.penalty))
         problem, solution = how.solve(problem, own, bias is not None, density, other, time_limit=left, **settings)
         if not _usable(layer.name, solution):
             solved.append((problem, solution, certify(problem, own, None)))

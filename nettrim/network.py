@@ -199,6 +199,7 @@ def prune(
     rounds: int = 1,
     refit: str | None = None,
     effort: str = "default",
+    penalty: str | None = None,
     holdout: float = 0.1,
     samples: int | None = None,
     seed: int = 0,
@@ -247,6 +248,9 @@ def prune(
         that it makes worse on the samples held out stays as it was. After the compared pruners "free" is least squares.
     effort : {"fast", "default", "thorough"}
         Of the search of `l0`.
+    penalty : {None, "inputs", "outputs"}
+        A group norm in the place of l1: a layer stops reading whole inputs (a convolution input channels), or whole
+        outputs become constant.
     holdout : float
         Fraction of the samples that are kept back, to measure errors on; 0 for none.
     samples : int, optional
@@ -271,7 +275,7 @@ def prune(
     """
     layers, between = check_network(layers, between, inputs, scheme, holdout, samples, targets, ignore)
     chosen = chosen_layers(layers, targets, ignore)
-    how = How(method, rounds, refit, effort)
+    how = How(method, rounds, refit, effort, penalty)
     names = [layer.name for layer, c in zip(layers, chosen, strict=True) if c]
     how.check(epsilon, density)
     if density is None:
@@ -308,7 +312,7 @@ def prune(
                 options["epsilon"] = next(numbers)
                 result = prune_layer(layer, fed, outputs["calibration"], **options)
                 # the pruned weights' l1 norm is bounded by all that counts in it, unless it was another that shrank
-                l1 = rounds == 1 and refit is None
+                l1 = rounds == 1 and refit is None and penalty is None
                 grows = layer.amplification(with_bias=penalise_bias) if l1 else result.layer.amplification()
                 bound = bound * grows + result.distance
             else:

@@ -5,7 +5,7 @@
 
 (Aghasi, Abdi, Romberg, "Fast convex pruning of deep neural networks", SIAM J. Math. Data Sci. 2020, programs
 (3.2), (3.4), (3.10) and (5.1)). With ``neuronwise=True`` the ball is split into one ball of radius
-``epsilon / sqrt(M)`` per neuron (program (4.7)).
+``epsilon / sqrt(M)`` per neuron (program (4.7)). Another penalty may take the place of the l1 norm.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from nettrim.arrays import on_gpu, place_of, to_host
 from nettrim.convolution import Convolution
 from nettrim.operators import Gram
+from nettrim.penalties import L1, Penalty, make
 
 __all__ = ["Problem", "warn"]
 
@@ -48,7 +49,10 @@ class Problem:
     V : float or (M, P) array
         Upper bound off Omega (default 0, a ReLU); ``inf`` where there is none.
     C : float, (N,), (N, 1) or (N, M) array
-        Weights of the l1 norm, at least 0; 0 for an entry that is not penalised, such as a bias row.
+        Weights of the l1 norm, at least 0; 0 for an entry that is not penalised, such as a bias row. For another
+        penalty see there.
+    penalty : Penalty or str, optional
+        What is minimised in the place of the l1 norm, see `nettrim.penalties`: an object, or a name such as "rows".
     neuronwise : bool
         One ball of radius ``epsilon / sqrt(M)`` per neuron in place of the common one.
     dtype : {None, numpy.float32, numpy.float64}
@@ -72,6 +76,7 @@ class Problem:
     mask : (M, P) bool array or None
         Omega; None when it is everything (a linear layer).
     V, C : 2-D arrays that broadcast to (M, P) and (N, M), in the working dtype
+    penalty : Penalty
     radii : (1,) or (M,) float64
         Radius of the common ball, or of each neuron's.
     gram : Gram or None
@@ -88,6 +93,7 @@ class Problem:
         omega: Any = "active",
         V: Any = 0.0,
         C: Any = 1.0,
+        penalty: Penalty | str | None = None,
         neuronwise: bool = False,
         dtype: Any = None,
     ):
@@ -131,7 +137,7 @@ class Problem:
             )
         self.mask, self.linear = _mask(omega, self.Y)
         self.V = _bound(V, self.Y.shape, self.dtype)
-        self.C = _weights(C, self.N, self.M, self.dtype)
+        self._set_penalty(C, penalty)
         self.neuronwise = _flag(neuronwise, "neuronwise")
         self._row_norms = np.sqrt(_masked_row_squares(self.Y, self.mask))
         self._set_radius(epsilon, epsilon_abs)
@@ -144,6 +150,7 @@ class Problem:
         *,
         epsilon_abs: float | None = None,
         C: Any = 1.0,
+        penalty: Penalty | str | None = None,
         neuronwise: bool = False,
         dtype: Any = None,
     ) -> Problem:
@@ -153,7 +160,7 @@ class Problem:
         ----------
         gram : Gram
             Accumulated with ``Gram(N, M).add(X_chunk, Y_chunk)``.
-        epsilon, epsilon_abs, C, neuronwise, dtype
+        epsilon, epsilon_abs, C, penalty, neuronwise, dtype
             As in `Problem`; the default dtype is float64. At float64 precision the moments carry errors of about
             ``1e-7 ||Y||_F``, so radii below ``1e-5 ||Y||_F`` are refused.
 
@@ -178,7 +185,7 @@ class Problem:
         if self.dtype not in _FLOATS:
             raise TypeError(f"dtype must be float32 or float64; got {dtype!r}")
         self.V = np.zeros((1, 1), self.dtype)
-        self.C = _weights(C, self.N, self.M, self.dtype)
+        self._set_penalty(C, penalty)
         self.neuronwise = _flag(neuronwise, "neuronwise")
         self._row_norms = np.sqrt(gram.YY)
         self._set_radius(epsilon, epsilon_abs)
@@ -188,6 +195,16 @@ class Problem:
                 f"{self.epsilon / self.y_norm:.2g} ||Y||_F. Pass X and Y themselves"
             )
         return self
+
+    def _set_penalty(self, C: Any, penalty: Penalty | str | None) -> None:
+        self.C = _weights(C, self.N, self.M, self.dtype)
+        self.penalty = make(penalty)
+        self.penalty.check(self.C, self.N, self.M)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the penalty is the l1 norm."""
+        return isinstance(self.penalty, L1)
 
     def _set_radius(self, epsilon: float | None, epsilon_abs: float | None) -> None:
         self.y_norm = float(np.sqrt((self._row_norms**2).sum()))
@@ -206,7 +223,7 @@ class Problem:
             self.radii = np.array([self.epsilon])
 
     def replace(self, **changes: Any) -> Problem:
-        """New problem with some of ``X, Y, epsilon, epsilon_abs, omega, V, C, neuronwise, dtype`` changed.
+        """New problem with some of its parameters changed, by the names that `Problem` gives them.
 
         Omega follows the new Y unless it was given as a mask.
 
@@ -215,7 +232,7 @@ class Problem:
         TypeError
             An unknown name, or data arrays for a problem that was built from a Gram.
         """
-        allowed = {"epsilon", "epsilon_abs", "C", "neuronwise", "dtype"}
+        allowed = {"epsilon", "epsilon_abs", "C", "penalty", "neuronwise", "dtype"}
         if self.gram is None:
             allowed |= {"X", "Y", "omega", "V"}
         unknown = sorted(set(changes) - allowed)
@@ -223,7 +240,8 @@ class Problem:
             raise TypeError(f"cannot change {', '.join(unknown)}; accepted: {', '.join(sorted(allowed))}")
         if "epsilon" not in changes and "epsilon_abs" not in changes:
             changes["epsilon_abs"] = self.epsilon
-        common: dict[str, Any] = {"C": self.C, "neuronwise": self.neuronwise, "dtype": self.dtype} | changes
+        kept = {"C": self.C, "penalty": self.penalty, "neuronwise": self.neuronwise, "dtype": self.dtype}
+        common: dict[str, Any] = kept | changes
         if self.gram is not None:
             return Problem.from_gram(self.gram, **common)
         omega: Any = "linear" if self.linear else self.mask
@@ -286,7 +304,8 @@ class Problem:
         per = ", neuronwise" if self.neuronwise else ""
         relative = f" = {self.epsilon / self.y_norm:.3g} ||Y||" if self.y_norm > 0 else ""
         size = f"N={self.N}, M={self.M}, P={self.P}"
-        return f"Problem({kind}, {size}, epsilon={self.epsilon:.6g}{relative}{per}, {self.dtype})"
+        penalty = "" if self.plain else f", {self.penalty!r}"
+        return f"Problem({kind}, {size}, epsilon={self.epsilon:.6g}{relative}{per}{penalty}, {self.dtype})"
 
 
 def _matrix(a: Any, name: str) -> np.ndarray:

@@ -84,8 +84,8 @@ def solve(
     for m, s in enumerate(off):
         if s.size:
             bounds[m] = X[:, s].T @ W[:, m] <= _row(problem.V, m, mask.shape[1])[s]
-    C = np.broadcast_to(problem.C.astype(np.float64), (problem.N, problem.M))
-    model = cp.Problem(cp.Minimize(cp.sum(cp.multiply(C, cp.abs(W)))), constraints + list(bounds.values()))
+    objective = problem.penalty.expression(cp, W, problem.C.astype(np.float64))
+    model = cp.Problem(cp.Minimize(objective), constraints + list(bounds.values()))
     try:
         model.solve(solver=solver, verbose=verbose, **(_DEFAULTS[solver] | options))
         outcome = model.status

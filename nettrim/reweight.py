@@ -13,7 +13,8 @@ Every round is one of nettrim's programs, so its weights carry the same promises
 gap, of this round's weighted norm.
 
 Choices: delta_j is a hundredth of the largest weight of neuron j in the last round, relative so that the scale of a
-neuron does not matter; a user's own C multiplies the slopes, so that a bias that costs nothing stays free.
+neuron does not matter; a user's own C multiplies the slopes, so that a bias that costs nothing stays free. For group
+norms the group's norm takes the place of |W'_ij|, and delta is relative to the largest group.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from nettrim.arrays import to_host
+from nettrim.penalties import L1, Penalty
 from nettrim.solution import Solution, Status
 from nettrim.solver import Solver
 
@@ -65,7 +67,7 @@ class Reweighted(Solution):
         return super().to_dict() | {"round": self.round, "rounds": self.rounds}
 
 
-def slopes(W: np.ndarray, C: np.ndarray) -> np.ndarray:
+def slopes(W: np.ndarray, C: np.ndarray, penalty: Penalty = L1()) -> np.ndarray:  # noqa: B008
     """Weights of the next round's norm, in the dtype of W, on average as large as C.
 
     Parameters
@@ -74,8 +76,11 @@ def slopes(W: np.ndarray, C: np.ndarray) -> np.ndarray:
         Of the last round.
     C : array
         Of the first round, broadcastable to W.
+    penalty : Penalty
+        It stands for a count.
     """
-    size = np.abs(W.astype(np.float64))
+    # what is free is no part of a group
+    size = penalty.size(np.where(C > 0, W, 0).astype(np.float64))
     largest = size.max(axis=0)
     # a neuron without weights is treated as if its largest were a small one of the layer
     delta = DELTA * np.maximum(largest, DELTA * (largest.max() or 1.0))
@@ -107,12 +112,14 @@ def reweight(solver: Solver, rounds: int) -> Reweighted:
     """
     check_rounds(rounds)
     problem, settings = solver.problem, solver.settings
+    if rounds > 1 and not problem.penalty.counts:
+        raise ValueError(f"rounds: reweighting needs a penalty that stands for a count; got {problem.penalty.name}")
     began = time.perf_counter()
     best, best_C, best_round, rows = None, problem.C, 1, []
     seconds: Counter[str] = Counter()
     try:
         for number in range(1, rounds + 1):
-            C = problem.C if best is None else slopes(to_host(best.W, "W"), problem.C)
+            C = problem.C if best is None else slopes(to_host(best.W, "W"), problem.C, problem.penalty)
             if best is not None:
                 left = settings.time_limit - (time.perf_counter() - began)
                 if left <= 0:

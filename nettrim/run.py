@@ -76,7 +76,7 @@ class Run:
         self.best: tuple[float, np.ndarray] | None = None
         # a polish works on X as an array, on the host
         unfolded = isinstance(self.problem.X, Convolution) and not self.problem.compact
-        self.polishes = self.settings.polish and solver.backend.on_host and not unfolded
+        self.polishes = self.settings.polish and solver.backend.on_host and not unfolded and self.problem.plain
         self.polish_at = POLISH_AT
         self.tried_vertex = False
         self.callback_stops = False
@@ -104,7 +104,7 @@ class Run:
             if self.proof is not None:
                 return self._infeasible(0)
         reason, iterations = "admm", 0
-        if self.settings.method != "admm":
+        if self.settings.method != "admm" and p.plain:
             reason, iterations = self._working_sets()
         if reason not in FINAL:
             exact, rounds = self.found, iterations

@@ -48,7 +48,7 @@ class Certificate:
     Attributes
     ----------
     objective : float
-        sum C |W|.
+        sum C |W|, or the problem's other penalty of W.
     dual_bound : float
         No feasible W has a smaller objective. ``-inf`` when no multipliers were given.
     gap : float
@@ -184,7 +184,8 @@ def certify(problem: Problem, W: np.ndarray, dual: np.ndarray | None = None) -> 
 
     The bound is ``-<L_Omega, Y> - sum radius ||L_Omega|| - <L_notOmega, V>`` for any L with ``|X L^T| <= C`` and
     ``L_notOmega >= 0`` (weak duality). `dual` need not satisfy this: its sign is enforced, rows with unpenalised
-    inputs are shifted on Omega until X L^T vanishes there, and each row is scaled until it is inside C.
+    inputs are shifted on Omega until X L^T vanishes there, and each row is scaled until it is inside C. Of another
+    penalty the dual norm takes the place of ``|X L^T| <= C``, or its conjugate is subtracted (`Penalty.bound`).
 
     Parameters
     ----------
@@ -213,7 +214,7 @@ def certify(problem: Problem, W: np.ndarray, dual: np.ndarray | None = None) -> 
         raise ValueError("W contains NaN or inf")
     W = W.astype(np.float64)
     view = _view(problem)
-    objective = float((problem.C.astype(np.float64) * np.abs(W)).sum())
+    objective = problem.penalty.value(W, problem.C)
     bound = -np.inf if dual is None else _dual_bound(problem, to_host(dual, "dual"))
     squares, excess, largest, flips = view.residuals(W)
     rows = np.sqrt(squares)
@@ -303,13 +304,8 @@ def _dual_bound(problem: Problem, dual: np.ndarray) -> float:
         noise = 1e-10 * np.sqrt(squares) * view.input_norm()
         usable = np.where(C == 0, np.abs(H), 0).max(0) <= noise
         linear, squares = linear * usable, squares * usable
-    excess = np.divide(np.abs(H), C, out=np.zeros_like(H), where=C > 0).max(0)
-    scale = 1 / np.maximum(excess, 1)
-    linear, norms = linear * scale, np.sqrt(squares) * scale
-    if problem.neuronwise:
-        # the neurons are apart, and the multiplier 0 is always allowed
-        return float(np.maximum(-linear - problem.radii * norms, 0).sum())
-    return max(-float(linear.sum()) - _ball_term(problem, norms), 0.0)
+        H = H * usable
+    return problem.penalty.bound(-linear, np.sqrt(squares), H, problem.C, problem.radii)
 
 
 def _view(problem: Problem) -> _Samples | _Moments:

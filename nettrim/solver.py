@@ -72,10 +72,11 @@ class Solver:
         self.problem = problem
         name = self.settings.backend
         if name == "auto":
-            name = choose(problem, self.settings)
+            name = choose(problem, self.settings) if problem.plain else "numba"
         self.backend = backends.get(name, self.settings.n_threads)
         if self.settings.method == "working_set" and not self.backend.on_host:
             raise ValueError(f'method="working_set" runs on the CPU: backend={self.backend.name!r} has "admm" only')
+        self._check_penalty()
         self._dense: Dense | Unfolding | None = None
         self._samples: Samples | None = None
         self._plan: MemoryPlan | None = None
@@ -88,6 +89,7 @@ class Solver:
         self._start: Start | None = None
         self._given: tuple[np.ndarray, np.ndarray | None] | None = None
         self._working: WorkingSet | None = None
+        self._penalty = problem.penalty
 
     def update(self, **changes: Any) -> Solver:
         """Change the problem (`Problem.replace`) and return the solver; the next `solve` starts warm.
@@ -95,7 +97,18 @@ class Solver:
         The factor is kept unless X changes, the state unless the shape of the problem does.
         """
         self.problem = self.problem.replace(**changes)
+        self._check_penalty()
         return self
+
+    def _check_penalty(self) -> None:
+        """That another penalty than l1 is not asked of a method or a device that has l1 only."""
+        if self.problem.plain:
+            return
+        name = self.problem.penalty.name
+        if self.settings.method == "working_set":
+            raise ValueError(f'method="working_set" is for the l1 norm; the penalty {name} needs "admm" or "auto"')
+        if not self.backend.on_host:
+            raise ValueError(f"the penalty {name} runs on the CPU; got backend={self.backend.name!r}")
 
     def start(self, solution: Solution) -> Solver:
         """Let the next `solve` begin at an earlier solution, of this problem or of one like it; returns the solver.
@@ -194,7 +207,11 @@ class Solver:
         samples = self._samples = (
             self._streamed(X, Y, mask) if self._plan and self._plan.streamed else self._resident(X, Y, mask)
         )
-        loop = Loop(samples, be.asarray(p.C, p.dtype), radii, self._factor)
+        loop = Loop(samples, be.asarray(p.C, p.dtype), radii, self._factor, p.penalty)
+        if self._state is not None and self._penalty != p.penalty:
+            # the old multipliers are of another size
+            self._state = None
+        self._penalty = p.penalty
         if self._state is not None and not samples.fits(self._state.T):
             self._state = None
         if self._working is not None and not np.array_equal(self._working.loop.samples.mask, mask):
@@ -204,7 +221,7 @@ class Solver:
         if self._given is not None:
             W, dual = self._given
             self._given = self._start = self._state = None
-            if be.on_host and self.settings.method != "admm":
+            if be.on_host and p.plain and self.settings.method != "admm":
                 self._start = start_at(loop, W.astype(p.dtype, copy=False), dual)
             else:
                 self._state = loop.start_at(W, dual)
@@ -275,7 +292,7 @@ def _explain(error: BaseException, made: MemoryPlan) -> str:
 
 def prepared(X: Any, Y: Any, epsilon: float | None, options: dict[str, Any]) -> tuple[Problem, Settings]:
     """Problem and settings from the arguments of `solve`."""
-    names = {"epsilon_abs", "omega", "V", "C", "neuronwise", "dtype"} & set(options)
+    names = {"epsilon_abs", "omega", "V", "C", "penalty", "neuronwise", "dtype"} & set(options)
     about = {name: options[name] for name in names}
     # a misspelled option is named before what it leaves missing
     settings = Settings.make(**{name: value for name, value in options.items() if name not in names})

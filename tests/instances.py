@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nettrim import Problem
+from nettrim import penalties as pn
+from nettrim.penalties import Penalty
 
 
 class KnownOptimum(NamedTuple):
@@ -117,19 +119,22 @@ def known_optimum(
     epsilon: float = 0.1,
     kept: float = 0.1,
     degenerate: bool = False,
+    penalty: Penalty | None = None,
 ) -> KnownOptimum:
     """A problem (P >= N) built around its optimum by complementary slackness; the ball is active.
 
-    Choose W and a subgradient S of sum C |W|, then multipliers L with X L^T = -S, and let the constraints fit: on Omega
-    Y = W^T X - L / lambda, off Omega V = W^T X where L > 0 and V > W^T X elsewhere. Omega is chosen first, with fewer
-    active bounds outside than a neuron has weights, and L on Omega is of least norm. A `degenerate` instance has many
-    more active bounds than weights: L is of least norm on half of the samples, and then Omega takes all the negative
-    and some of the positive multipliers.
+    Choose W and a subgradient S of sum C |W|, or of another `penalty`, then multipliers L with X L^T = -S, and let the
+    constraints fit: on Omega Y = W^T X - L / lambda, off Omega V = W^T X where L > 0 and V > W^T X elsewhere. Omega is
+    chosen first, with fewer active bounds outside than a neuron has weights, and L on Omega is of least norm. A
+    `degenerate` instance has many more active bounds than weights: L is of least norm on half of the samples, and then
+    Omega takes all the negative and some of the positive multipliers.
     """
     X = np.maximum(rng.standard_normal((N, P)), -0.5)
     C = np.broadcast_to(np.asarray(l1_weights(rng, weights, N, M)).reshape(_weights_shape(weights, N, M)), (N, M))
     W = rng.standard_normal((N, M)) * ((rng.random((N, M)) < kept) | (C == 0))
     S = C * np.where(W != 0, np.sign(W), rng.uniform(-0.9, 0.9, (N, M)))
+    if penalty is not None:
+        W, S = subgradient(rng, penalty, C, kept)
     mask, L = np.ones((M, P), bool), np.zeros((M, P))
     groups = 1 if linear else min(M, 3)
     for g in range(groups):
@@ -161,9 +166,55 @@ def known_optimum(
         omega="linear" if linear else mask,
         V=0.0 if linear else V,
         C=C,
+        penalty=penalty,
         neuronwise=neuronwise,
     )
-    return KnownOptimum(problem, W, L, float((C * np.abs(W)).sum()))
+    return KnownOptimum(problem, W, L, problem.penalty.value(W, C))
+
+
+def subgradient(
+    rng: np.random.Generator, penalty: Penalty, C: np.ndarray, kept: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights that the penalty likes, and one of its subgradients there; C is (N, M)."""
+    N, M = C.shape
+    W, R = rng.standard_normal((2, N, M))
+    if isinstance(penalty, pn.Ridge):
+        return W, C * W
+    if isinstance(penalty, pn.ElasticNet):
+        W *= (rng.random((N, M)) < kept) | (C == 0)
+        return W, C * (np.where(W != 0, np.sign(W), np.clip(R, -0.9, 0.9)) + penalty.ridge * W)
+    if isinstance(penalty, pn.Nuclear):
+        rows = np.flatnonzero(C[:, 0])
+        U, _ = np.linalg.qr(rng.standard_normal((rows.size, 2)))
+        V, _ = np.linalg.qr(rng.standard_normal((M, 2)))
+        rest = (np.eye(rows.size) - U @ U.T) @ R[rows] @ (np.eye(M) - V @ V.T)
+        S = np.zeros((N, M))
+        S[rows] = C.max() * (U @ V.T + 0.9 * rest / np.linalg.norm(rest, 2))
+        W[rows] = (U * [3.0, 1.0]) @ V.T
+        return W, S
+    if isinstance(penalty, pn.TotalVariation):
+        size = int(np.prod(penalty.shape))
+        W[:size] = np.where(np.arange(size)[:, None] < size // 2, 0.0, 1.0 + np.arange(M))
+        q = penalty.weight * rng.uniform(-0.9, 0.9, (len(penalty.ends), M))
+        differences = W[penalty.ends[:, 1]] - W[penalty.ends[:, 0]]
+        q = np.where(differences != 0, penalty.weight * np.sign(differences), q)
+        S = C * np.where(W != 0, np.sign(W), np.clip(R, -0.9, 0.9))
+        np.add.at(S, penalty.ends[:, 1], q)
+        np.subtract.at(S, penalty.ends[:, 0], q)
+        return W, S
+    shape = {"rows": (N, 1), "columns": (1, M)}.get(penalty.name)
+    label = np.broadcast_to(np.arange(N * M if shape is None else max(shape)).reshape(shape or (N, M)), (N, M))
+    if isinstance(penalty, pn.Groups):
+        label = np.broadcast_to(penalty.labels if penalty.labels.ndim == 2 else penalty.labels[:, None], (N, M))
+    S = np.zeros((N, M))
+    for g in np.unique(label):
+        own = (label == g) & (C > 0)
+        if rng.random() < max(kept, 1.5 / (label.max() + 1)):
+            S[own] = C[own] * W[own] / np.linalg.norm(W[own])
+        else:
+            W[own] = 0
+            S[own] = C[own] * 0.9 * R[own] / max(np.linalg.norm(R[own]), 1)
+    return W, S
 
 
 def _weights_shape(kind: str, N: int, M: int) -> tuple[int, int]:

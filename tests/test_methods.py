@@ -154,3 +154,58 @@ def test_a_run_by_density_goes_on(tmp_path):
         ntt.prune(net, x, density=0.2, method="l0", directory=tmp_path)
     with pytest.raises(ValueError, match="differs in its .*method"):
         ntt.prune(net, x, density=0.3, method="wanda", directory=tmp_path)
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+@pytest.mark.parametrize("scheme", ["parallel", "cascade"])
+@pytest.mark.parametrize("penalty", ["inputs", "outputs"])
+def test_whole_inputs_or_outputs_leave(penalty, scheme, rounds):
+    layers, x = network()
+    pruned = nt.prune(layers, x, 0.3, scheme, penalty=penalty, rounds=rounds, penalise_bias=False)
+    plain = nt.prune(layers, x, 0.3, scheme, rounds=rounds, penalise_bias=False)
+    axis = {"inputs": 0, "outputs": 1}[penalty]
+    gone = 0
+    for layer, report in zip(pruned.layers, pruned.reports, strict=True):
+        assert report.status == "solved" and report.violation <= 1e-4
+        used = (layer.weight != 0).any(axis)
+        # all of a group or nothing of it, but for inputs that are always zero
+        alive = layer.weight[:, (layer.weight != 0).any(0)] if axis else layer.weight
+        assert np.array_equal((alive != 0).all(axis), used)
+        gone += int((~used).sum())
+        if report.bound is not None:
+            assert report.error <= report.bound * (1 + 1e-3)
+    assert gone > 0
+    if penalty == "inputs":
+        # l1 leaves every input to some neuron
+        assert gone > sum(int((~(layer.weight != 0).any(axis)).sum()) for layer in plain.layers)
+
+
+def test_channels_of_a_convolution_leave():
+    rng = np.random.default_rng(2)
+    weight = rng.standard_normal((6, 5, 3, 3))
+    weight[:, 3:] *= 0.02
+    layer = nt.Layer(weight, rng.standard_normal(6), geometry=nt.Geometry((3, 3), padding=(1, 1)))
+    x = np.maximum(rng.standard_normal((40, 5, 6, 6)), 0)
+    # what could serve the inequalities is not worth its weights
+    x[:, 3:] *= 0.05
+    pruned = nt.prune([layer], x, 0.2, penalty="inputs")
+    used = (pruned.layers[0].weight != 0).any((0, 2, 3))
+    assert used.tolist() == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize("penalty", ["inputs", "outputs"])
+def test_structured_files_are_verified(tmp_path, penalty):
+    torch = pytest.importorskip("torch")
+    import nettrim.torch as ntt
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(12, 16), torch.nn.ReLU(), torch.nn.Linear(16, 5))
+    x = torch.randn(300, 12)
+    pruned = ntt.prune(model, [x], 0.2, penalty=penalty, directory=tmp_path / "run")
+    pruned.save(tmp_path / "w.safetensors")
+    verified = ntt.verify(tmp_path / "w.safetensors", [x], model, bound=True)
+    assert all(v.holds and abs(v.gap) <= 1e-3 for v in verified)
+    again = ntt.prune(model, [x], 0.2, penalty=penalty, directory=tmp_path / "run")
+    assert torch.equal(again.model[2].weight, pruned.model[2].weight)
+    with pytest.raises(ValueError, match="another run, which differs in its penalty"):
+        ntt.prune(model, [x], 0.2, directory=tmp_path / "run")

@@ -117,6 +117,13 @@ def _prune(
         ),
     ] = None,
     effort: Annotated[str, typer.Option(help="fast, default or thorough: of --method l0.")] = "default",
+    penalty: Annotated[
+        str | None,
+        typer.Option(
+            help="inputs or outputs: whole inputs or outputs (channels) leave, in the place of single weights.",
+            show_default="none",
+        ),
+    ] = None,
     samples: Annotated[int | None, typer.Option(help="Use so many of the samples.", show_default="all")] = None,
     holdout: Annotated[float, typer.Option(help="Part of them that is held back to measure errors on.")] = 0.1,
     batch_size: Annotated[int, typer.Option(help="Samples that the model runs on at once.")] = 256,
@@ -155,7 +162,7 @@ def _prune(
         raise Refused(f"--output {output} is not a folder")
     with door():
         Settings.make(gap_tol=gap_tol, feas_tol=feas_tol, time_limit=time_limit, n_threads=threads, backend=backend)
-        How(method, rounds, refit, effort).check(epsilon, density)
+        How(method, rounds, refit, effort, penalty).check(epsilon, density)
     if scheme not in SCHEMES:
         raise Refused(f"--scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
     gammas, densities = _numbers("--gamma", gamma or ["1.1"]), None
@@ -213,6 +220,7 @@ def _prune(
                 rounds=rounds,
                 refit=refit,
                 effort=effort,
+                penalty=penalty,
                 penalise_bias=penalise_bias,
                 directory=output,
                 progress=follow.finished,

@@ -4,11 +4,13 @@ from nettrim.torch.capture import arguments_of
 from nettrim.torch.finetune import finetune, keep_zeros
 from nettrim.torch.planning import plan
 from nettrim.torch.pruning import PrunedModel, prune
+from nettrim.torch.shrink import Shrunk, shrink
 from nettrim.torch.store import latency, load, sizes
 from nettrim.torch.verify import Verified, verify
 
 __all__ = [
     "PrunedModel",
+    "Shrunk",
     "Verified",
     "arguments_of",
     "finetune",
@@ -17,6 +19,7 @@ __all__ = [
     "load",
     "plan",
     "prune",
+    "shrink",
     "sizes",
     "verify",
 ]

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from nettrim.torch.modules import is_plain, names_of, sharing_of, tying, weight_trouble
 from nettrim.torch.watch import Watch, copied, tensors_in, undisturbed, watched
 
-__all__ = ["fold_batch_norm"]
+__all__ = ["fold_batch_norm", "tolerance_of", "worst_difference"]
 
 #: deviation of the model's outputs that folding may make, relative to the largest entry of each: rounding of the folded
 #: weights, a few units in the last place, with room for what a deep network makes of it
@@ -64,8 +64,7 @@ def fold_batch_norm(
             return []
         if not before:
             raise ValueError("the model's outputs hold no tensors, so that folding could not be checked")
-        tensors = [*model.parameters(), *before]
-        tolerance = max(_TOLERANCES.get(t.dtype, 0) for t in tensors) or _TOLERANCES[torch.float32]
+        tolerance = tolerance_of([*model.parameters(), *before])
         # what a fold changes: entries of the weights, bias (entries, or the parameter), and places of the batch norm
         weights = [(layer.weight, layer.weight.clone()) for layer, _ in pairs]
         biases = [(layer, layer.bias, None if layer.bias is None else layer.bias.clone()) for layer, _ in pairs]
@@ -76,7 +75,9 @@ def fold_batch_norm(
                     _put(model, name, torch.nn.Identity().train(norm.training))
             with undisturbed(model):
                 args, keywords = copied(example, kwargs)
-                _compare(before, tensors_in(model(*args, **keywords)), tolerance)
+                worst = worst_difference(before, tensors_in(model(*args, **keywords)))
+            if not worst <= tolerance:
+                raise RuntimeError(f"its outputs change by {worst:.1e} of the largest entry, more than {tolerance:.0e}")
         except BaseException as error:
             for weight, values in weights:
                 weight.copy_(values)
@@ -144,8 +145,19 @@ def _put(model: torch.nn.Module, name: str, module: torch.nn.Module) -> None:
     model.get_submodule(parent)._modules[last] = module
 
 
-def _compare(before: list[torch.Tensor], after: list[torch.Tensor], tolerance: float) -> None:
-    """That outputs are the same up to rounding; of integers and bools, the fraction that differs counts."""
+def tolerance_of(tensors: list[torch.Tensor]) -> float:
+    """Deviation that rounding may make of a model's outputs, relative to the largest entry, by the coarsest dtype."""
+    return max(_TOLERANCES.get(t.dtype, 0) for t in tensors) or _TOLERANCES[torch.float32]
+
+
+def worst_difference(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
+    """Relative to the largest entry of each tensor; of integers and bools, the fraction that differs counts.
+
+    Raises
+    ------
+    RuntimeError
+        The shapes are not the same.
+    """
     if [t.shape for t in before] != [t.shape for t in after]:
         raise RuntimeError("its outputs have other shapes")
     worst = 0.0
@@ -160,8 +172,7 @@ def _compare(before: list[torch.Tensor], after: list[torch.Tensor], tolerance: f
         difference = torch.where(same, 0, (old - new).abs()).nan_to_num(nan=torch.inf)
         size = torch.where(old.isfinite(), old.abs(), 0).max()
         worst = max(worst, float(difference.max() / torch.where(size > 0, size, 1)))
-    if not worst <= tolerance:
-        raise RuntimeError(f"its outputs change by {worst:.1e} of the largest entry, more than {tolerance:.0e}")
+    return worst
 
 
 @contextlib.contextmanager

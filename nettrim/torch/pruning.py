@@ -123,6 +123,7 @@ def prune(
     rounds: int = 1,
     refit: str | None = None,
     effort: str = "default",
+    penalty: str | None = None,
     holdout: float = 0.1,
     fold: bool = True,
     penalise_bias: bool = True,
@@ -167,6 +168,9 @@ def prune(
         Of what l1 has found, to a smaller error on the same support, see `nettrim.prune`.
     effort : {"fast", "default", "thorough"}
         Of the search of `nettrim.l0`.
+    penalty : {None, "inputs", "outputs"}
+        A group norm in the place of l1: a layer stops reading whole inputs (a convolution input channels), or whole
+        outputs become constant. `shrink` then makes the model physically smaller.
     holdout : float
         Fraction of them that is held back, to measure errors on.
     fold : bool
@@ -196,7 +200,7 @@ def prune(
         Batch norms could not be folded exactly.
     """
     Settings.make(**settings)
-    how = How(method, rounds, refit, effort)
+    how = How(method, rounds, refit, effort, penalty)
     how.check(epsilon, density)
     stored = {name: value for name, value in settings.items() if name not in ("callback", "verbose", "n_threads")}
     check_arguments(model, holdout, targets)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from nettrim.how import SOLVERS
+from nettrim.layer import structured
 from nettrim.patterns import value_for
 from nettrim.settings import Settings
 from nettrim.solution import certify
@@ -161,6 +162,8 @@ def verify(
                     getattr(module, what).copy_(value)
             held = layer_of(type(target)(target.name, module, target.relu, target.calls))
             found_here = []
+            if settings.get("penalty") is not None:
+                made = [(m, p.replace(penalty=structured(before, settings["penalty"]))) for m, p in made]
             for m, problem in made:
                 dual = Solver(problem, **solving).solve().dual if bounded else None
                 found_here.append(certify(problem, held.weights(m).astype(problem.dtype), dual))
