@@ -1,7 +1,7 @@
 """The MNIST network with whole inputs dropped, and made smaller: neurons left, accuracy, seconds of a forward pass.
 
-python bench/structured.py         group norms over inputs ("inputs", one and four rounds) and over outputs at epsilon
-                                   .1, .2 and .3, parallel; then nettrim.torch.shrink
+python bench/structured.py         group norms over inputs ("inputs": one and four rounds, and with a refit free of the
+                                   constraints) and over outputs at epsilon .1, .2 and .3, parallel; then shrunk
 
 Rivals at the same number of inputs of each layer: the inputs whose weights have the largest l2 norm, times the norm of
 the input itself (Wanda's score, by rows), with and without a least-squares refit on the calibration samples. A forward
@@ -25,11 +25,8 @@ from torch import nn
 import nettrim.torch as ntt
 from nettrim import pruners
 
-RUNS = [
-    (penalty, rounds, eps)
-    for eps in (0.1, 0.2, 0.3)
-    for penalty, rounds in (("inputs", 1), ("inputs", 4), ("outputs", 1))
-]
+HOW = (("inputs", 1, None), ("inputs", 4, None), ("inputs", 4, "free"), ("outputs", 1, None))
+RUNS = [(*how, epsilon) for epsilon in (0.1, 0.2, 0.3) for how in HOW]
 
 
 def model_of(weights: list[np.ndarray]) -> nn.Sequential:
@@ -94,20 +91,27 @@ def main() -> None:
     record["environment"] = environment(threads) | {"torch": torch.__version__}
     record["accuracy"], record["samples"] = accuracy(model, test), args.samples
     rows = record.setdefault("runs", [])
-    done = {(r["penalty"], r["rounds"], r["epsilon"]) for r in rows}
-    for penalty, rounds, epsilon in RUNS:
-        if (penalty, rounds, epsilon) in done:
+    done = {(r["penalty"], r["rounds"], r["refit"], r["epsilon"]) for r in rows}
+    for penalty, rounds, refit, epsilon in RUNS:
+        if (penalty, rounds, refit, epsilon) in done:
             continue
         began = time.perf_counter()
         pruned = ntt.prune(
-            model, [torch.from_numpy(x)], epsilon, penalty=penalty, rounds=rounds, holdout=0.0, feas_tol=1e-3
+            *(model, [torch.from_numpy(x)], epsilon),
+            **{
+                "penalty": penalty,
+                "rounds": rounds,
+                "refit": refit,
+                "holdout": 0.1 if refit else 0.0,
+                "feas_tol": 1e-3,
+            },
         )
         seconds = time.perf_counter() - began
         shrunk = ntt.shrink(pruned.model, (test[0][:8],))
         used = [int((m.weight != 0).any(0).sum()) for m in pruned.model if isinstance(m, nn.Linear)]
         times = speed([model, shrunk.model], test[0])
         row = {
-            **{"penalty": penalty, "rounds": rounds, "epsilon": epsilon, "seconds": seconds},
+            **{"penalty": penalty, "rounds": rounds, "refit": refit, "epsilon": epsilon, "seconds": seconds},
             "status": [r.status for r in pruned.reports],
             "gaps": [r.gap for r in pruned.reports],
             "inputs": used,
@@ -121,9 +125,9 @@ def main() -> None:
         rows.append(row)
         before, after = shrunk.parameters
         print(
-            f"{penalty}, {rounds} round(s), epsilon {epsilon}: inputs {used}, {after / before:.1%} of the parameters, "
-            f"{row['accuracy']:.2%} (unpruned {record['accuracy']:.2%}), a forward pass {row['forward_ratio']:.2f} of "
-            f"the time; {row.get('rivals')}; {set(row['status'])}, {seconds:.0f} s",
+            f"{penalty}, {rounds} round(s), refit {refit}, epsilon {epsilon}: inputs {used}, {after / before:.1%} of "
+            f"the parameters, {row['accuracy']:.2%} (unpruned {record['accuracy']:.2%}), a forward pass "
+            f"{row['forward_ratio']:.2f} of the time; {row.get('rivals')}; {set(row['status'])}, {seconds:.0f} s",
             flush=True,
         )
         write("structured", record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from nettrim.reweight import check_rounds, reweight
 from nettrim.samples import operator_of
 from nettrim.solution import Solution, Status
 from nettrim.solver import Solver
-from nettrim.sparsity import make
+from nettrim.sparsity import make, of_pattern
 
 __all__ = ["METHODS", "PENALTIES", "REFITS", "How"]
 
@@ -47,6 +48,8 @@ class How:
         Of the search.
     penalty : {None, "inputs", "outputs"}
         A group norm in the place of l1: inputs or outputs of a layer, channels of a convolution, leave as a whole.
+    pattern : str, optional
+        "n:m", such as "2:4": at most n of m consecutive inputs of a neuron, in the place of a count; not by l1.
 
     Raises
     ------
@@ -59,6 +62,7 @@ class How:
     refit: str | None = None
     effort: str = "default"
     penalty: str | None = None
+    pattern: str | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -71,6 +75,11 @@ class How:
             raise ValueError(f"penalty must be None, 'inputs' or 'outputs'; got {self.penalty!r}")
         if self.penalty and self.method not in ("auto", "admm"):
             raise ValueError(f"penalty={self.penalty!r} needs method='auto' or 'admm'; got {self.method!r}")
+        if self.pattern is not None:
+            of_pattern(self.pattern)
+            if self.l1:
+                hint = "'l0' or one of the compared pruners"
+                raise ValueError(f"pattern={self.pattern!r} needs method={hint}; got {self.method!r}")
         check_rounds(self.rounds)
         if self.rounds > 1 and not self.l1:
             raise ValueError(f"rounds are those of reweighted l1; got rounds={self.rounds} with method={self.method!r}")
@@ -82,18 +91,38 @@ class How:
         """Whether l1 decides, within a ball, rather than a method that needs a count."""
         return self.method in SOLVERS
 
-    def check(self, epsilon: Any, density: Any) -> None:
-        """That there is one of an error and a density, and the one that the method can do.
+    def density(self, epsilon: Any, density: Any) -> Any:
+        """The density that is asked for, or that the pattern has; None if an error is.
 
         Raises
         ------
         TypeError, ValueError
-            There is not.
+            There is not one of an error, a density and a pattern, or the method cannot do it.
         """
+        if self.pattern is not None:
+            if epsilon is not None or density is not None:
+                raise TypeError("give one of an error (epsilon), a target (density) and a pattern")
+            pattern = of_pattern(self.pattern)
+            return pattern.n / pattern.m
         if density is not None and epsilon is not None:
             raise TypeError("give an error (epsilon) or a target (density), not both")
         if density is None and not self.l1:
-            raise ValueError(f"method={self.method!r} needs a density: it has no error to keep to")
+            raise ValueError(f"method={self.method!r} needs a density or a pattern: it has no error to keep to")
+        return density
+
+    def check_inputs(self, layers: Iterable[tuple[str, int]]) -> None:
+        """That a pattern fits the (name, inputs of a neuron) of each layer.
+
+        Raises
+        ------
+        ValueError
+            It does not.
+        """
+        for name, inputs in layers if self.pattern is not None else ():
+            try:
+                of_pattern(self.pattern).count((inputs, 1))
+            except ValueError as error:
+                raise ValueError(f"layer {name!r}: {error}. Add it to `ignore`") from None
 
     def solve(
         self,
@@ -122,9 +151,8 @@ class How:
         """
         if self.l1:
             return self._l1(problem, bias, density, heldout, settings | {"method": self.method})
-        self.check(None, density)
         shape = problem.N - bias, problem.M
-        pattern = make(shape, density)
+        pattern = make(shape, density) if self.pattern is None else make(shape, pattern=self.pattern)
         if self.method == "l0":
             limit = settings.get("time_limit", np.inf)
             found: Solution = search(problem, own, pattern, bias=bias, effort=self.effort, time_limit=limit)

@@ -200,6 +200,7 @@ def prune(
     refit: str | None = None,
     effort: str = "default",
     penalty: str | None = None,
+    pattern: str | None = None,
     holdout: float = 0.1,
     samples: int | None = None,
     seed: int = 0,
@@ -251,6 +252,9 @@ def prune(
     penalty : {None, "inputs", "outputs"}
         A group norm in the place of l1: a layer stops reading whole inputs (a convolution input channels), or whole
         outputs become constant.
+    pattern : str, optional
+        "n:m", such as "2:4", in place of an error or a density: at most n of m consecutive inputs of a neuron. Not by
+        l1; of convolutions the entries of a kernel come one after another.
     holdout : float
         Fraction of the samples that are kept back, to measure errors on; 0 for none.
     samples : int, optional
@@ -275,9 +279,10 @@ def prune(
     """
     layers, between = check_network(layers, between, inputs, scheme, holdout, samples, targets, ignore)
     chosen = chosen_layers(layers, targets, ignore)
-    how = How(method, rounds, refit, effort, penalty)
+    how = How(method, rounds, refit, effort, penalty, pattern)
     names = [layer.name for layer, c in zip(layers, chosen, strict=True) if c]
-    how.check(epsilon, density)
+    density = how.density(epsilon, density)
+    how.check_inputs((layer.name, layer.weight[0].size) for layer, c in zip(layers, chosen, strict=True) if c)
     if density is None:
         numbers = iter(numbers_for(names, scheme, 0.05 if epsilon is None else epsilon, gamma))
     else:

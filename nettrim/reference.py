@@ -84,8 +84,8 @@ def solve(
     for m, s in enumerate(off):
         if s.size:
             bounds[m] = X[:, s].T @ W[:, m] <= _row(problem.V, m, mask.shape[1])[s]
-    objective = problem.penalty.expression(cp, W, problem.C.astype(np.float64))
-    model = cp.Problem(cp.Minimize(objective), constraints + list(bounds.values()))
+    objective, more = problem.penalty.expression(cp, W, problem.C.astype(np.float64))
+    model = cp.Problem(cp.Minimize(objective), constraints + list(bounds.values()) + more)
     try:
         model.solve(solver=solver, verbose=verbose, **(_DEFAULTS[solver] | options))
         outcome = model.status

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-__all__ = ["NofM", "PerNeuron", "Sparsity", "Unstructured", "global_counts", "make"]
+__all__ = ["NofM", "PerNeuron", "Sparsity", "Unstructured", "global_counts", "make", "of_pattern", "project"]
 
 
 class Sparsity(Protocol):
@@ -145,12 +145,7 @@ def make(
         raise ValueError(f"per must be 'layer' or 'neuron'; got {per!r}")
     made: Unstructured | PerNeuron | NofM
     if pattern is not None:
-        if not isinstance(pattern, str):
-            raise TypeError(f"pattern must be a string such as '2:4'; got {pattern!r}")
-        n, colon, m = pattern.partition(":")
-        if not (colon and n.isdecimal() and m.isdecimal()):
-            raise ValueError(f"pattern must be of the form 'n:m', such as '2:4'; got {pattern!r}")
-        made = NofM(int(n), int(m))
+        made = of_pattern(pattern)
     else:
         size = shape[0] * (shape[1] if per == "layer" else 1)
         if nnz is None:
@@ -164,6 +159,53 @@ def make(
         made = Unstructured(int(nnz)) if per == "layer" else PerNeuron(int(nnz))
     made.count(shape)
     return made
+
+
+def of_pattern(pattern: str) -> NofM:
+    """The pattern that "n:m" stands for.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not a string of that form.
+    """
+    if not isinstance(pattern, str):
+        raise TypeError(f"pattern must be a string such as '2:4'; got {pattern!r}")
+    n, colon, m = pattern.partition(":")
+    if not (colon and n.isdecimal() and m.isdecimal()):
+        raise ValueError(f"pattern must be of the form 'n:m', such as '2:4'; got {pattern!r}")
+    return NofM(int(n), int(m))
+
+
+def project(W: np.ndarray, pattern: Sparsity | str, bias: bool = False) -> np.ndarray:
+    """The nearest weights (Frobenius) that have a pattern; a bias, the last row, is left as it is.
+
+    >>> import numpy as np
+    >>> from nettrim.sparsity import project
+    >>> project(np.array([[3.0], [1.0], [-2.0], [0.5]]), "2:4").ravel()
+    array([ 3.,  0., -2.,  0.])
+
+    Parameters
+    ----------
+    W : (N, M) array
+    pattern : Sparsity or str
+        Or "n:m".
+    bias : bool
+
+    Returns
+    -------
+    (N, M) array
+
+    Raises
+    ------
+    TypeError, ValueError
+        A wrong pattern, or one that does not fit the shape.
+    """
+    chosen = of_pattern(pattern) if isinstance(pattern, str) else pattern
+    projected = W.copy()
+    inputs = W.shape[0] - bias
+    projected[:inputs][~chosen.mask(np.abs(W[:inputs]))] = 0
+    return projected
 
 
 def global_counts(scores: Sequence[np.ndarray], nnz: int) -> list[int]:

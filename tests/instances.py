@@ -192,6 +192,20 @@ def subgradient(
         S[rows] = C.max() * (U @ V.T + 0.9 * rest / np.linalg.norm(rest, 2))
         W[rows] = (U * [3.0, 1.0]) @ V.T
         return W, S
+    if isinstance(penalty, pn.KSupport):
+        S = np.zeros((N, M))
+        for j in range(M):
+            for b in range(0, N - penalty.of + 1, penalty.of):
+                w, own = rng.standard_normal(penalty.of), slice(b, b + penalty.of)
+                order = np.argsort(-np.abs(w))
+                top, rest = order[: penalty.k], order[penalty.k :]
+                w[rest] = 0
+                s = w / np.linalg.norm(w)
+                s[rest] = rng.uniform(-0.9, 0.9, rest.size) * np.abs(s[top]).min()
+                zero = rng.random() < 0.4
+                W[own, j] = 0 if zero else w
+                S[own, j] = C[b, j] * (0.9 * s if zero else s)
+        return W, S
     if isinstance(penalty, pn.TotalVariation):
         size = int(np.prod(penalty.shape))
         W[:size] = np.where(np.arange(size)[:, None] < size // 2, 0.0, 1.0 + np.arange(M))

@@ -209,3 +209,90 @@ def test_structured_files_are_verified(tmp_path, penalty):
     assert torch.equal(again.model[2].weight, pruned.model[2].weight)
     with pytest.raises(ValueError, match="another run, which differs in its penalty"):
         ntt.prune(model, [x], 0.2, directory=tmp_path / "run")
+
+
+def of_four(weight: np.ndarray) -> np.ndarray:
+    """Non-zeros of every four consecutive inputs."""
+    return (weight.reshape(weight.shape[0], -1, 4) != 0).sum(2)
+
+
+@pytest.mark.parametrize("scheme", ["parallel", "cascade"])
+@pytest.mark.parametrize("method", ["l0", "magnitude", "alps"])
+def test_patterns(method, scheme):
+    layers, x = plain_network((24, 40, 32, 6), mixed=True)
+    pruned = nt.prune(layers, x, scheme=scheme, method=method, pattern="2:4")
+    for layer, report in zip(pruned.layers, pruned.reports, strict=True):
+        assert (of_four(layer.weight) == 2).all() and report.status == "measured"
+    if method == "l0":
+        others = [nt.prune(layers, x, scheme=scheme, method=m, pattern="2:4", refit="free") for m in ("alps", "wanda")]
+        assert pruned.reports[-1].holdout < min(o.reports[-1].holdout for o in others)
+
+
+def test_patterns_of_torch_models(tmp_path):
+    torch = pytest.importorskip("torch")
+    import nettrim.torch as ntt
+    from nettrim.torch.semi_structured import compress, decompress
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32))
+    x = torch.randn(400, 64)
+    pruned = ntt.prune(model, [x], pattern="2:4", method="l0", directory=tmp_path / "run")
+    pruned.save(tmp_path / "w.safetensors")
+    assert all(v.holds for v in ntt.verify(tmp_path / "w.safetensors", [x], model))
+    for layer in (pruned.model[0], pruned.model[2]):
+        half = layer.weight.detach().half()
+        values, metadata = compress(half)
+        assert values.shape == (half.shape[0], 32) and values.numel() * 2 == half.numel()
+        # what the kernels read stands for the same matrix
+        assert torch.equal(decompress(values, metadata), half)
+    if torch.cuda.is_available():
+        gpu = pruned.model.half().cuda()
+        before = gpu(x[:64].half().cuda())
+        assert ntt.semi_structured(gpu) == ["0", "2"]
+        torch.testing.assert_close(gpu(x[:64].half().cuda()), before, rtol=1e-2, atol=1e-2)
+    else:
+        assert ntt.semi_structured(pruned.model.half()) == []
+        with pytest.raises(
+            ValueError, match=r"layer '0' must be on an NVIDIA GPU for the sparse kernels; it is on cpu"
+        ):
+            ntt.semi_structured(pruned.model, targets=["0"])
+    with pytest.raises(ValueError, match="layer '2' must be in float16 or bfloat16"):
+        ntt.semi_structured(model, targets=["2"])
+    with pytest.raises(ValueError, match="weight is not 2:4 sparse"):
+        compress(model[0].weight.half())
+    with pytest.raises(ValueError, match="must have a multiple of 32 outputs and of 64 inputs"):
+        compress(torch.zeros(64, 4, dtype=torch.float16))
+    with pytest.raises(TypeError, match="targets must be a list"):
+        ntt.semi_structured(model, targets="0")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"pattern": "2:4"}, ValueError, "pattern='2:4' needs method='l0' or one of the compared pruners; got 'auto'"),
+        ({"pattern": "2:4", "method": "l0", "density": 0.5}, TypeError, "give one of an error"),
+        ({"pattern": "2of4", "method": "l0"}, ValueError, "pattern must be of the form 'n:m'"),
+        ({"pattern": "2:7", "method": "l0"}, ValueError, "layer 'fc0': a pattern 2:7 needs a multiple of 7 inputs"),
+    ],
+)
+def test_wrong_patterns(options, error, message):
+    layers, x = network()
+    with pytest.raises(error) as caught:
+        nt.prune(layers, x, **options)
+    assert message in str(caught.value)
+
+
+def test_the_relaxation_is_a_start_of_the_search():
+    from nettrim.penalties import KSupport
+    from nettrim.sparsity import project
+
+    rng = np.random.default_rng(4)
+    X, W = rng.standard_normal((40, 600)), rng.standard_normal((40, 6)) ** 3
+    Y = np.maximum(W.T @ X, 0)
+    relaxed = nt.solve(X, Y, 0.1, penalty=KSupport(2, 4)).W
+    projected = project(relaxed, "2:4")
+    assert ((projected.reshape(10, 4, 6) != 0).sum(1) <= 2).all()
+    both = nt.l0(X, Y, W, pattern="2:4", starts=["dense", projected])
+    alone = nt.l0(X, Y, W, pattern="2:4", starts=[projected])
+    assert alone.certificate.error < nt.certify(nt.Problem(X, Y, 0.1), projected).error
+    assert both.certificate.error <= alone.certificate.error

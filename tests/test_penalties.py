@@ -24,6 +24,9 @@ PENALTIES = {
     "columns": pn.Columns(),
     "groups": pn.Groups(LABELS),
     "blocks": pn.Groups(ENTRIES),
+    "2:4": pn.KSupport(),
+    "1:4": pn.KSupport(1, 4),
+    "3:8": pn.KSupport(3, 8),
     "nuclear": pn.Nuclear(),
     "total variation": pn.TotalVariation((3, 5), 0.5),
     "total variation of channels": pn.TotalVariation((3, 5), 2.0, axes=(1,)),
@@ -39,6 +42,8 @@ def free_bias(penalty: pn.Penalty) -> np.ndarray:
     if penalty.name in ("l1", "elastic_net", "ridge", "rows"):
         C[:] = np.linspace(0.5, 2, N)[:, None]
     C[-1] = 0
+    if isinstance(penalty, pn.KSupport):
+        C[-penalty.of :] = 0
     return C
 
 
@@ -78,7 +83,7 @@ def test_agrees_with_cvxpy_on_other_layers(name, kind):
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_known_optimum(name, neuronwise):
     penalty = PENALTIES[name]
-    weights = "one" if "total" in name else "rows"
+    weights = "one" if "total" in name or ":" in name else "rows"
     rng = np.random.default_rng(3)
     k = known_optimum(rng, N, M, 200, penalty=penalty, neuronwise=neuronwise, weights=weights)
     exact = nt.certify(k.problem, k.W, k.multiplier)
@@ -261,6 +266,8 @@ def test_zero_weights_where_nothing_is_asked(name):
         ({"penalty": pn.TotalVariation((5, 5))}, ValueError, "has 25 entries, X has 16 rows"),
         ({"penalty": pn.TotalVariation((3, 5)), "C": 0.0}, ValueError, "C must be larger than 0 on the grid"),
         ({"penalty": pn.Groups(np.arange(3))}, ValueError, "labels of the penalty must be (16,) or (16, 4)"),
+        ({"penalty": pn.KSupport(2, 5)}, ValueError, "blocks of 5 inputs leave 1 of 16 over"),
+        ({"penalty": "k_support", "C": np.arange(N)}, ValueError, "C must be constant within each block"),
         ({"penalty": "rows", "method": "working_set"}, ValueError, 'method="working_set" is for the l1 norm'),
     ],
 )
@@ -279,6 +286,8 @@ def test_what_is_refused(options, error, message):
         (lambda: pn.Groups([0.5, 1]), TypeError, "labels must be integers"),
         (lambda: pn.Groups(np.array([-1, 0])), ValueError, "labels must be at least 0"),
         (lambda: pn.Groups(np.zeros((2, 2, 2), int)), ValueError, "labels must be (N,) or (N, M)"),
+        (lambda: pn.KSupport(5, 4), ValueError, "needs 0 < k <= of; got 5 and 4"),
+        (lambda: pn.KSupport(2.0), TypeError, "k must be a whole number"),
         (lambda: pn.TotalVariation((0, 3)), ValueError, "shape must be whole numbers of at least 1"),
         (lambda: pn.TotalVariation((3, 3), axes=(2,)), ValueError, "axes must be different ones of 0 to 1"),
         (lambda: pn.TotalVariation((3, 3), -1.0), ValueError, "weight must be larger than 0"),
@@ -288,6 +297,15 @@ def test_parameters_that_are_refused(make, error, message):
     with pytest.raises(error) as caught:
         make()
     assert message in str(caught.value)
+
+
+def test_k_support_is_l1_for_one_and_l2_for_all():
+    W = np.random.default_rng(15).standard_normal((N, M))
+    C = np.ones((1, 1))
+    assert pn.KSupport(1, 4).value(W, C) == pytest.approx(np.abs(W).sum())
+    assert pn.KSupport(4, 4).value(W, C) == pytest.approx(np.sqrt((W.reshape(4, 4, M) ** 2).sum(1)).sum())
+    sparse = np.where(np.arange(N)[:, None] % 4 < 2, W, 0)
+    assert pn.KSupport(2, 4).value(sparse, C) == pytest.approx(np.sqrt((sparse.reshape(4, 4, M) ** 2).sum(1)).sum())
 
 
 def test_rounds_need_a_count():

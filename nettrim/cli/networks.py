@@ -124,6 +124,13 @@ def _prune(
             show_default="none",
         ),
     ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            help="Such as 2:4, at most 2 of 4 consecutive inputs, in the place of --epsilon and --density; not by l1.",
+            show_default="none",
+        ),
+    ] = None,
     samples: Annotated[int | None, typer.Option(help="Use so many of the samples.", show_default="all")] = None,
     holdout: Annotated[float, typer.Option(help="Part of them that is held back to measure errors on.")] = 0.1,
     batch_size: Annotated[int, typer.Option(help="Samples that the model runs on at once.")] = 256,
@@ -162,14 +169,14 @@ def _prune(
         raise Refused(f"--output {output} is not a folder")
     with door():
         Settings.make(gap_tol=gap_tol, feas_tol=feas_tol, time_limit=time_limit, n_threads=threads, backend=backend)
-        How(method, rounds, refit, effort, penalty).check(epsilon, density)
+        How(method, rounds, refit, effort, penalty, pattern).density(epsilon, density)
     if scheme not in SCHEMES:
         raise Refused(f"--scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
     gammas, densities = _numbers("--gamma", gamma or ["1.1"]), None
     epsilons: float | dict[str, float] | None = None
     if density:
         densities = _numbers("--density", density)
-    else:
+    elif pattern is None:
         epsilons = _numbers("--epsilon", epsilon or ["0.05"])
     job = Job(
         model,
@@ -221,6 +228,7 @@ def _prune(
                 refit=refit,
                 effort=effort,
                 penalty=penalty,
+                pattern=pattern,
                 penalise_bias=penalise_bias,
                 directory=output,
                 progress=follow.finished,

@@ -9,6 +9,7 @@ class              what becomes small                                 dual bound
 `Rows`             inputs                                             dual norm
 `Columns`          neurons, output channels                           dual norm, neuron by neuron
 `Groups`           any groups, such as input channels                 dual norm
+`KSupport`         weights beyond n of each m inputs                  dual norm, neuron by neuron
 `Nuclear`          the rank                                           dual norm: the largest singular value
 `TotalVariation`   differences between neighbouring inputs            a dual variable that is searched for
 =================  =================================================  ==========================================
@@ -24,12 +25,25 @@ from nettrim.penalties.base import Penalty
 from nettrim.penalties.entrywise import L1, ElasticNet, Ridge
 from nettrim.penalties.groups import Columns, Groups, Rows
 from nettrim.penalties.nuclear import Nuclear
+from nettrim.penalties.support import KSupport
 from nettrim.penalties.variation import TotalVariation
 
-__all__ = ["L1", "Columns", "ElasticNet", "Groups", "Nuclear", "Penalty", "Ridge", "Rows", "TotalVariation", "make"]
+__all__ = [
+    "L1",
+    "Columns",
+    "ElasticNet",
+    "Groups",
+    "KSupport",
+    "Nuclear",
+    "Penalty",
+    "Ridge",
+    "Rows",
+    "TotalVariation",
+    "make",
+]
 
 _CLASSES: dict[str, type[Penalty]] = {
-    c.name: c for c in (L1, ElasticNet, Ridge, Rows, Columns, Groups, Nuclear, TotalVariation)
+    c.name: c for c in (L1, ElasticNet, Ridge, Rows, Columns, Groups, KSupport, Nuclear, TotalVariation)
 }
 
 

@@ -93,8 +93,8 @@ class Penalty:
         """
         raise ValueError(f"reweighting needs a penalty that stands for a count; {self.name} does not")
 
-    def expression(self, cp: Any, W: Any, C: np.ndarray) -> Any:
-        """Phi as a cvxpy expression of the N x M variable W."""
+    def expression(self, cp: Any, W: Any, C: np.ndarray) -> tuple[Any, list[Any]]:
+        """Phi as a cvxpy expression of the N x M variable W, with constraints on what further variables it has."""
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:

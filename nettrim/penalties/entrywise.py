@@ -36,8 +36,8 @@ class L1(Penalty):
     def size(self, W: np.ndarray) -> np.ndarray:
         return np.abs(W)
 
-    def expression(self, cp: Any, W: Any, C: np.ndarray) -> Any:
-        return cp.sum(cp.multiply(np.broadcast_to(C, W.shape), cp.abs(W)))
+    def expression(self, cp: Any, W: Any, C: np.ndarray) -> tuple[Any, list[Any]]:
+        return cp.sum(cp.multiply(np.broadcast_to(C, W.shape), cp.abs(W))), []
 
 
 class _Smooth(Penalty):
@@ -112,9 +112,9 @@ class ElasticNet(_Smooth):
     def size(self, W: np.ndarray) -> np.ndarray:
         return np.abs(W)
 
-    def expression(self, cp: Any, W: Any, C: np.ndarray) -> Any:
+    def expression(self, cp: Any, W: Any, C: np.ndarray) -> tuple[Any, list[Any]]:
         C = np.broadcast_to(C, W.shape)
-        return cp.sum(cp.multiply(C, cp.abs(W))) + 0.5 * self.ridge * cp.sum(cp.multiply(C, cp.square(W)))
+        return cp.sum(cp.multiply(C, cp.abs(W))) + 0.5 * self.ridge * cp.sum(cp.multiply(C, cp.square(W))), []
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "ridge": self.ridge}
@@ -140,8 +140,8 @@ class Ridge(_Smooth):
         # the prox divides: at 1 it halves
         return 1.0 / _mean(C)
 
-    def expression(self, cp: Any, W: Any, C: np.ndarray) -> Any:
-        return 0.5 * cp.sum(cp.multiply(np.broadcast_to(C, W.shape), cp.square(W)))
+    def expression(self, cp: Any, W: Any, C: np.ndarray) -> tuple[Any, list[Any]]:
+        return 0.5 * cp.sum(cp.multiply(np.broadcast_to(C, W.shape), cp.square(W))), []
 
 
 def positive(name: str, value: Any) -> None:

@@ -70,7 +70,7 @@ class _GroupNorm(Penalty):
         """Indices of the entries of each group."""
         raise NotImplementedError
 
-    def expression(self, cp: Any, W: Any, C: np.ndarray) -> Any:
+    def expression(self, cp: Any, W: Any, C: np.ndarray) -> tuple[Any, list[Any]]:
         C = np.broadcast_to(C, W.shape)
         terms = []
         for i, j in self._members(*W.shape):
@@ -78,7 +78,7 @@ class _GroupNorm(Penalty):
             if paid.any():
                 entries = cp.hstack([W[a, b] for a, b in zip(i[paid], j[paid], strict=True)])
                 terms.append(C[i, j].max() * cp.norm(entries, 2))
-        return cp.sum(cp.hstack(terms)) if terms else 0.0
+        return cp.sum(cp.hstack(terms)) if terms else cp.Constant(0.0), []
 
 
 @dataclass(frozen=True)

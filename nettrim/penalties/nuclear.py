@@ -59,6 +59,6 @@ class Nuclear(Penalty):
         # the largest singular value of a random matrix over its entries
         return math.sqrt(N) + math.sqrt(M)
 
-    def expression(self, cp: Any, W: Any, C: np.ndarray) -> Any:
+    def expression(self, cp: Any, W: Any, C: np.ndarray) -> tuple[Any, list[Any]]:
         rows, weight = self._rows(C, W.shape[0])
-        return weight * cp.normNuc(W[rows, :])
+        return weight * cp.normNuc(W[rows, :]), []

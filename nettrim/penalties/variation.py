@@ -125,10 +125,10 @@ class TotalVariation(Penalty):
         np.subtract.at(S, self.ends[:, 1], Q.T)
         return 1 / np.maximum(ratio(np.abs(S), C).max(axis=0), 1)
 
-    def expression(self, cp: Any, W: Any, C: np.ndarray) -> Any:
+    def expression(self, cp: Any, W: Any, C: np.ndarray) -> tuple[Any, list[Any]]:
         differences = W[self.ends[:, 1], :] - W[self.ends[:, 0], :]
         entries = cp.sum(cp.multiply(np.broadcast_to(C, W.shape), cp.abs(W)))
-        return entries + self.weight * cp.sum(cp.abs(differences))
+        return entries + self.weight * cp.sum(cp.abs(differences)), []
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "shape": list(self.shape), "weight": self.weight, "axes": list(self.axes)}

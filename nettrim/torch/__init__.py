@@ -4,6 +4,7 @@ from nettrim.torch.capture import arguments_of
 from nettrim.torch.finetune import finetune, keep_zeros
 from nettrim.torch.planning import plan
 from nettrim.torch.pruning import PrunedModel, prune
+from nettrim.torch.semi_structured import semi_structured
 from nettrim.torch.shrink import Shrunk, shrink
 from nettrim.torch.store import latency, load, sizes
 from nettrim.torch.verify import Verified, verify
@@ -19,6 +20,7 @@ __all__ = [
     "load",
     "plan",
     "prune",
+    "semi_structured",
     "shrink",
     "sizes",
     "verify",

@@ -124,6 +124,7 @@ def prune(
     refit: str | None = None,
     effort: str = "default",
     penalty: str | None = None,
+    pattern: str | None = None,
     holdout: float = 0.1,
     fold: bool = True,
     penalise_bias: bool = True,
@@ -171,6 +172,9 @@ def prune(
     penalty : {None, "inputs", "outputs"}
         A group norm in the place of l1: a layer stops reading whole inputs (a convolution input channels), or whole
         outputs become constant. `shrink` then makes the model physically smaller.
+    pattern : str, optional
+        "n:m", such as "2:4", in place of an error or a density: at most n of m consecutive inputs of a neuron. Not by
+        l1. See `semi_structured` for GPUs that make use of it.
     holdout : float
         Fraction of them that is held back, to measure errors on.
     fold : bool
@@ -200,8 +204,8 @@ def prune(
         Batch norms could not be folded exactly.
     """
     Settings.make(**settings)
-    how = How(method, rounds, refit, effort, penalty)
-    how.check(epsilon, density)
+    how = How(method, rounds, refit, effort, penalty, pattern)
+    density = how.density(epsilon, density)
     stored = {name: value for name, value in settings.items() if name not in ("callback", "verbose", "n_threads")}
     check_arguments(model, holdout, targets)
     if scheme not in SCHEMES:
@@ -215,6 +219,7 @@ def prune(
     if inplace and folded:
         raise ValueError("inplace=True cannot fold batch norms, which changes the modules: pass fold=False")
     found = find_targets(original, args, kwargs, targets, ignore)
+    how.check_inputs((target.name, layer_of(target).weight[0].size) for target in found)
     pruned = copy.deepcopy(original)
     if settings.get("verbose"):
         print(plan_of(original, found, calibration, held_out, arguments, budget, settings.get("n_threads")).table())
