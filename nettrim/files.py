@@ -99,7 +99,9 @@ def check_output(output: Path, problem_file: Path) -> None:
 def write_solution(path: Path, solution: Solution, about: dict[str, Any]) -> None:
     """Write W, the multipliers or the ray, and what `verify` needs, whole or not at all."""
     arrays: dict[str, Any] = {"W": solution.W, "problem": np.str_(to_json(about))}
-    for name in ("dual", "ray"):
+    # C of a reweighted round, whose gap is that of its own norm
+    later = getattr(solution, "round", 1) > 1
+    for name in ("dual", "ray", *(["C"] if later else [])):
         array = getattr(solution, name)
         if array is not None:
             arrays[name] = array

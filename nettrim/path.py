@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from nettrim.solver import Solver, prepared
 from nettrim.sparsity import make
 from nettrim.units import align
 
-__all__ = ["FIRST", "Path", "count_of", "path", "to_count"]
+__all__ = ["EPSILONS", "FIRST", "Path", "along", "count_of", "path", "to_count"]
 
 #: what `path` solves for, relative to ||Y_Omega||
 EPSILONS = (0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.03)
@@ -146,8 +146,20 @@ def path(
             raise TypeError(f"path takes epsilons, not {name}")
     problem, settings = prepared(X, Y, values[0], options)
     judge = None if heldout is None else Problem(*heldout, epsilon=values[0], omega=_omega(problem, options))
-    solver, found = Solver(problem, settings), []
+    return along(Solver(problem, settings), values, rounds, judge)
+
+
+def along(
+    solver: Solver,
+    values: Sequence[float],
+    rounds: int = 1,
+    judge: Problem | None = None,
+    progress: Callable[[float], Any] = lambda epsilon: None,
+) -> Path:
+    """As `path`, for a solver and errors from the largest to the smallest; `progress` is told each before its solve."""
+    found = []
     for epsilon in values:
+        progress(epsilon)
         solver.update(epsilon=epsilon)
         found.append(reweight(solver, rounds) if rounds > 1 else solver.solve())
         if found[-1].status is Status.INTERRUPTED:

@@ -571,3 +571,61 @@ def test_solve_for_a_density(tmp_path, capsys):
     assert "epsilon = " in capsys.readouterr().out
     assert cli.main([*given[:-1], "1.5"]) == 1
     assert "density must be in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("penalty", ["rows", "columns", "nuclear", "elastic_net:ridge=0.5", "k_support:k=2,of=5"])
+def test_other_penalties_are_solved_and_verified(folder, run, penalty):
+    code, out, _ = run("solve", "in.npz", "-o", "out.npz", "--epsilon", "0.1", "--penalty", penalty, "--json")
+    found = json.loads(out)
+    assert code == CERTIFIED and found["penalty"]["name"] == penalty.partition(":")[0]
+    assert run("verify", "in.npz", "out.npz")[0] == CERTIFIED
+
+
+def test_reweighted_rounds_are_verified(folder, run):
+    plain = json.loads(run("solve", "in.npz", "-o", "out.npz", "--epsilon", "0.1", "--json")[1])
+    code, out, _ = run("solve", "in.npz", "-o", "out.npz", "--epsilon", "0.1", "--rounds", 4, "--json")
+    found = json.loads(out)
+    assert code == CERTIFIED and found["certificate"]["nnz"] < plain["certificate"]["nnz"] and found["round"] > 1
+    # the gap is that of the last round's norm, whose weights are in the file
+    code, out, _ = run("verify", "in.npz", "out.npz", "--json")
+    assert code == CERTIFIED
+    assert json.loads(out)["recomputed"]["gap"] == pytest.approx(found["certificate"]["gap"], abs=1e-12)
+
+
+def test_path_is_the_librarys(folder, run):
+    arrays = layer()
+    np.savez("other.npz", X=arrays["X"][:, :100], Y=arrays["Y"][:, :100])
+    given = ["path", "in.npz", "--epsilons", ".1,.3,.2", "--heldout", "other.npz"]
+    code, out, _ = run(*given, "-o", "out.npz", "--plot", "curve.png")
+    assert code == CERTIFIED and out.splitlines()[0].split()[:3] == ["epsilon", "kept", "error"] and "30.00%" in out
+    expected = nt.path(arrays["X"], arrays["Y"], [0.3, 0.2, 0.1])
+    with np.load("out.npz") as bundle:
+        assert bundle["epsilons"].tolist() == [0.3, 0.2, 0.1] and bundle["W"].shape == (3, 20, 5)
+        for W, solution in zip(bundle["W"], expected, strict=True):
+            np.testing.assert_allclose(W, solution.W, atol=1e-8)
+    assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    code, out, _ = run(*given, "--json", "--rounds", 2, "--penalty", "rows")
+    rows = json.loads(out)["solutions"]
+    assert code == CERTIFIED and [row["epsilon"] for row in rows] == [0.3, 0.2, 0.1] and all(r["heldout"] for r in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["path", "in.npz", "--epsilons", "a,b"], ["--epsilons must be numbers", "a,b"]),
+        (["path", "in.npz", "--epsilons", "-0.1"], ["--epsilon must be finite and at least 0"]),
+        (["path", "in.npz", "--rounds", "0"], ["--rounds must be at least 1"]),
+        (["path", "in.npz", "--rounds", "2", "--penalty", "nuclear"], ["need a penalty that stands for a count"]),
+        (["path", "in.npz", "--heldout", "small.npz"], ["--heldout has a layer of 3 x 5; the problem is 20 x 5"]),
+        (["path", "in.npz", "-o", "in.npz"], ["is the input itself"]),
+        (["solve", "in.npz", "-o", "o.npz", "--epsilon", ".1", "--penalty", "lasso"], ["penalty must be one of l1"]),
+        (["solve", "in.npz", "-o", "o.npz", "--epsilon", ".1", "--penalty", "rows:a=b"], ["must be like 'name:key="]),
+        (
+            ["solve", "in.npz", "-o", "o.npz", "--epsilon", ".1", "--penalty", "rows", "--method", "working_set"],
+            ['method="working_set" is for the l1 norm'],
+        ),
+    ],
+)
+def test_wrong_paths_and_penalties(folder, run, arguments, words):
+    np.savez("small.npz", X=np.ones((3, 10)), Y=np.ones((5, 10)))
+    assert_refused(run(*arguments), *words)

@@ -17,9 +17,18 @@ from nettrim.files import Precision, Refused
 from nettrim.path import FIRST, count_of, to_count
 from nettrim.problem import Problem
 from nettrim.report import to_json
+from nettrim.reweight import check_rounds, reweight
 from nettrim.settings import Settings
 from nettrim.solution import Solution, Status, certify, verify_ray
 from nettrim.solver import Solver
+
+Penalty = Annotated[
+    str,
+    typer.Option(
+        help="l1, rows, columns, nuclear, ridge, k_support, or with parameters elastic_net:ridge=0.1, "
+        "total_variation:shape=28x28,weight=2."
+    ),
+]
 
 
 @app.command("solve")
@@ -47,6 +56,10 @@ def _solve(
             help="Row of X whose weights cost nothing, such as the row of ones of a bias; -1 is the last.",
         ),
     ] = None,
+    rounds: Annotated[
+        int, typer.Option(help="Of reweighted l1, at most; more keep fewer weights within the same error.")
+    ] = 1,
+    penalty: Penalty = "l1",
     gap_tol: GapTol = 1e-3,
     feas_tol: FeasTol = 1e-4,
     max_iterations: Annotated[int, typer.Option(help="Limit on the iterations.")] = 20000,
@@ -73,15 +86,19 @@ def _solve(
     files.check_output(output, problem_file)
     arrays = files.load(problem_file, required=("X", "Y"), optional=("omega", "V", "C"))
     with door():
-        problem = _problem(
+        problem = layer_problem(
             arrays,
             epsilon=epsilon if density is None else FIRST,
             epsilon_abs=epsilon_abs,
             linear=linear,
             neuronwise=neuronwise,
             unpenalised_row=unpenalised_row,
+            penalty=penalty,
             dtype=dtype.value if dtype else None,
         )
+        check_rounds(rounds)
+        if rounds > 1 and not problem.penalty.counts:
+            raise ValueError(f"rounds need a penalty that stands for a count; {penalty} does not")
         nnz = None if density is None else count_of(problem, density, None)
         display = show.Display(gap_tol, quiet)
         stage = f"solving {problem_file.name}"
@@ -98,14 +115,15 @@ def _solve(
         )
     try:
         solver = Solver(problem, settings)
-    except (ImportError, RuntimeError) as error:
-        raise Refused(f"--backend {backend}: {error}") from error
+    except (ImportError, RuntimeError, ValueError) as error:
+        # the settings themselves have been checked: it is what they and the penalty, or the machine, allow
+        raise Refused(f"--backend {backend}, --method {method}: {error}") from error
     plan = solver.memory_plan()
     if plan is not None and not quiet:
         print(plan.table(), file=sys.stderr)
     with display:
         display(stage, None)
-        solution = solver.solve() if nnz is None else to_count(solver, nnz)
+        solution = reweight(solver, rounds) if nnz is None else to_count(solver, nnz, rounds)
     if nnz is not None:
         problem = problem.replace(epsilon=solution.settings["epsilon"])
     about = {
@@ -115,6 +133,7 @@ def _solve(
         "linear": linear,
         "neuronwise": neuronwise,
         "unpenalised_row": unpenalised_row,
+        "penalty": problem.penalty.to_dict(),
         **solution.to_dict(),
     }
     files.write_solution(output, solution, about)
@@ -162,21 +181,25 @@ def _verify(
     if bound or model or weights or data:
         raise Refused("--bound, --model, --weights and --data are for networks: a layer's files hold all of it")
     arrays = files.load(problem_file, required=("X", "Y"), optional=("omega", "V", "C"))
-    stored = files.load(solution_file, required=("W", "problem"), optional=("dual", "ray"))
+    stored = files.load(solution_file, required=("W", "problem"), optional=("dual", "ray", "C"))
     for name in stored.keys() - {"problem"}:
         if stored[name].dtype.kind != "f":
             raise Refused(f"{name} in {solution_file} must be of a floating dtype; got {stored[name].dtype}")
     about = files.read_about(stored["problem"], solution_file)
     claimed = about["certificate"]
     with door(f"{problem_file} and {solution_file} do not fit: "):
-        problem = _problem(
+        problem = layer_problem(
             arrays,
             epsilon_abs=about["epsilon_abs"],
             linear=about["linear"],
             neuronwise=about["neuronwise"],
             unpenalised_row=about["unpenalised_row"],
+            penalty=about.get("penalty"),
             dtype=np.result_type(about["settings"]["dtype"], *(arrays[k] for k in "XY" if arrays[k].dtype.kind == "f")),
         )
+        if "C" in stored:
+            # the norm of a later round of reweighting
+            problem = problem.replace(C=stored["C"])
         certificate = certify(problem, stored["W"], stored.get("dual"))
         infeasible = about["status"] == Status.INFEASIBLE.value
         forced = verify_ray(problem, stored["ray"]) if infeasible and "ray" in stored else None
@@ -212,7 +235,7 @@ def _verify(
     return NOT_CONVERGED
 
 
-def _problem(
+def layer_problem(
     arrays: dict[str, np.ndarray],
     *,
     epsilon: float | None = None,
@@ -220,8 +243,10 @@ def _problem(
     linear: bool,
     neuronwise: bool,
     unpenalised_row: int | None,
+    penalty: Any,
     dtype: Any,
 ) -> Problem:
+    """The problem of a file's arrays and the options of the command line."""
     X, Y = arrays["X"], arrays["Y"]
     if linear and "omega" in arrays:
         raise ValueError("--linear cannot be combined with an array omega: it says that every entry is in Omega")
@@ -247,6 +272,7 @@ def _problem(
         omega=omega,
         V=arrays.get("V", 0.0),
         C=C,
+        penalty=penalty,
         neuronwise=neuronwise,
         dtype=dtype,
     )

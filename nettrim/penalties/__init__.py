@@ -50,6 +50,12 @@ _CLASSES: dict[str, type[Penalty]] = {
 def make(penalty: Penalty | str | dict[str, Any] | None) -> Penalty:
     """A penalty from itself, its name, or its `to_dict`; None is l1.
 
+    A name may carry parameters, as on the command line: "elastic_net:ridge=0.1".
+
+    >>> from nettrim import penalties
+    >>> penalties.make("total_variation:shape=28x28,weight=2")
+    TotalVariation(shape=(28, 28), weight=2.0, axes=(0, 1))
+
     Raises
     ------
     TypeError, ValueError
@@ -61,7 +67,7 @@ def make(penalty: Penalty | str | dict[str, Any] | None) -> Penalty:
         return penalty
     if not isinstance(penalty, (str, dict)):
         raise TypeError(f"penalty must be a nettrim.penalties object or a name; got {type(penalty).__name__}")
-    values: dict[str, Any] = {"name": penalty} if isinstance(penalty, str) else dict(penalty)
+    values: dict[str, Any] = _parsed(penalty) if isinstance(penalty, str) else dict(penalty)
     name = values.pop("name", None)
     if name not in _CLASSES:
         raise ValueError(f"penalty must be one of {', '.join(_CLASSES)}; got {name!r}")
@@ -71,3 +77,21 @@ def make(penalty: Penalty | str | dict[str, Any] | None) -> Penalty:
         return _CLASSES[name](**values)
     except TypeError as error:
         raise TypeError(f"penalty {name}: {error}") from None
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """Name and parameters of "name:key=value,key=value"; a value is a number, or whole numbers with x between."""
+    name, colon, rest = text.partition(":")
+    values: dict[str, Any] = {"name": name}
+    for part in rest.split(",") if colon else ():
+        key, equals, value = part.partition("=")
+        try:
+            if not equals:
+                raise ValueError
+            sizes = [int(v) for v in value.split("x")] if key in ("shape", "axes") or "x" in value else None
+            values[key] = sizes or (
+                int(value) if value.lstrip("-").isdecimal() and key in ("k", "of") else float(value)
+            )
+        except ValueError:
+            raise ValueError(f"penalty {text!r} must be like 'name:key=number,key=4x4'") from None
+    return values

@@ -49,6 +49,7 @@ class TotalVariation(Penalty):
 
     def __post_init__(self) -> None:
         positive("weight", self.weight)
+        object.__setattr__(self, "weight", float(self.weight))
         object.__setattr__(self, "shape", _sizes("shape", self.shape, 1))
         axes = tuple(range(len(self.shape))) if self.axes is None else _sizes("axes", self.axes, 0)
         if len(set(axes)) < len(axes) or max(axes) >= len(self.shape):
