@@ -243,6 +243,26 @@ def reweighting(record: dict | None) -> list[str]:
     return [*out, "", f"epsilon {record['epsilon']:g}. {environment(record['environment'])}.", ""]
 
 
+def structured(record: dict | None) -> list[str]:
+    """A line for each way of dropping whole inputs or outputs, with the rivals at the same counts."""
+    if not record:
+        return []
+    out = [
+        "| penalty | rounds | refit | epsilon | inputs used | parameters | accuracy | norms | norms, refit | forward |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in record["runs"]:
+        rivals = [f"{r['rivals'][name]:.2%}" if "rivals" in r else "" for name in ("norms", "norms, refit")]
+        before, after = r["parameters"]
+        used = " / ".join(map(str, r["inputs"]))
+        out.append(
+            f"| {r['penalty']} | {r['rounds']} | {r['refit'] or ''} | {r['epsilon']:g} | {used} | {after / before:.1%} "
+            f"| **{r['accuracy']:.2%}** | {rivals[0]} | {rivals[1]} | {r['forward_ratio']:.2f} |"
+        )
+    note = f"Unpruned {record['accuracy']:.2%}; forward: seconds over the unpruned network's."
+    return [*out, "", f"{note} {environment(record['environment'])}.", ""]
+
+
 def pruners(record: dict | None) -> list[str]:
     """The search beside the best rival of each cell, chosen by validation; networks; the Gaussian layer."""
     if not record:
@@ -398,6 +418,8 @@ def main() -> None:
         (generated.parent / "network.md").write_text("\n".join(rows))
     if rows := reweighting(read("reweighting")):
         (generated.parent / "reweighting.md").write_text("\n".join(rows))
+    if rows := structured(read("structured")):
+        (generated.parent / "structured.md").write_text("\n".join(rows))
     if rows := pruners(read("pruners")):
         (generated.parent / "pruners.md").write_text("\n".join(rows))
     if rows := study(ROOT / "bench" / "results" / "networks.cpu.jsonl"):

@@ -34,6 +34,7 @@ from nettrim.flow import SCHEMES, after, check_network, chosen_layers, run, spli
 from nettrim.how import How
 from nettrim.layer import Layer, PrunedLayer, kind_of, prune_layer
 from nettrim.patterns import densities_for, numbers_for
+from nettrim.problem import warn
 from nettrim.report import to_json, write_atomically
 from nettrim.units import align
 
@@ -44,7 +45,11 @@ __all__ = [
     "describe",
     "prune",
     "table",
+    "warn_of_few_samples",
 ]
+
+#: held-out error over that on the calibration samples from which these are said to be too few
+APART = 2.0
 
 
 @dataclass(frozen=True)
@@ -276,6 +281,11 @@ def prune(
     ------
     TypeError, ValueError
         Wrong input; the message names the argument.
+
+    Warns
+    -----
+    UserWarning
+        The error of a layer on the samples held out is more than twice that on the others: these are too few.
     """
     layers, between = check_network(layers, between, inputs, scheme, holdout, samples, targets, ignore)
     chosen = chosen_layers(layers, targets, ignore)
@@ -334,7 +344,19 @@ def prune(
             if progress is not None:
                 progress(reports[-1])
         arriving = {name: (after(between[k], outputs[name]), after(between[k], left[name])) for name in arriving}
+    warn_of_few_samples(reports)
     return PrunedNetwork(pruned, between, reports, scheme)
+
+
+def warn_of_few_samples(reports: Sequence[LayerReport]) -> None:
+    """A warning if held-out errors are far from those on the calibration samples."""
+    apart = [r for r in reports if r.holdout is not None and r.holdout > APART * r.error]
+    if apart:
+        worst = max(apart, key=lambda r: r.holdout / max(r.error, 1e-300))
+        warn(
+            f"too few samples: held out, the error of {', '.join(r.name for r in apart)} is more than {APART:g} times "
+            f"that on the calibration samples ({worst.name}: {worst.holdout:.2%} against {worst.error:.2%})"
+        )
 
 
 def describe(old: Layer, made: PrunedLayer) -> LayerReport:

@@ -29,8 +29,6 @@ __all__ = [
 RAY_PROVES = 1e4
 #: seconds between two lines of progress where there is no terminal
 LINE_EVERY = 5.0
-#: held-out error over that on the calibration samples from which these are said to be too few
-APART = 2.0
 #: columns of tables where there is no terminal to ask
 PLAIN_WIDTH = 100
 
@@ -108,7 +106,6 @@ def print_pruned(pruned: Any, run: Path, weights: str, sizes: dict[str, int]) ->
         f"kept        {kept:,} of {all_weights:,} weights and biases of these layers ({kept / all_weights:.2%})",
         "error       of each layer's outputs in the pruned network, relative, on the calibration samples",
         *(["held out    the same, on samples that were held out"] if pruned.reports[0].holdout is not None else []),
-        *_note_on_samples(pruned.reports),
         *_note_on_gaps(pruned.reports),
         f"size        {as_bytes(sizes['dense'])} dense, {as_bytes(sizes['csr'])} CSR, {as_bytes(sizes['bitmask'])}"
         " as a bit mask with values",
@@ -118,14 +115,6 @@ def print_pruned(pruned: Any, run: Path, weights: str, sizes: dict[str, int]) ->
     if pruned.folded:
         lines.insert(3, f"folded      {len(pruned.folded)} batch norms into the layers before them")
     print_lines(open_console(), lines)
-
-
-def _note_on_samples(reports: Sequence[Any]) -> list[str]:
-    """A line if held-out errors are far from those on the calibration samples."""
-    apart = [r.name for r in reports if r.holdout is not None and r.holdout > APART * r.error]
-    if not apart:
-        return []
-    return [f"samples     too few: held out, the error of {', '.join(apart)} is more than {APART:g} times as large"]
 
 
 def _note_on_gaps(reports: Sequence[Any]) -> list[str]:

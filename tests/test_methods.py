@@ -296,3 +296,16 @@ def test_the_relaxation_is_a_start_of_the_search():
     alone = nt.l0(X, Y, W, pattern="2:4", starts=[projected])
     assert alone.certificate.error < nt.certify(nt.Problem(X, Y, 0.1), projected).error
     assert both.certificate.error <= alone.certificate.error
+
+
+def test_too_few_samples_are_warned_of():
+    layers, x = network()
+    with pytest.warns(UserWarning, match=r"too few samples: held out, the error of fc.*times that on the calibration"):
+        nt.prune(layers, x[:40], 0.02, holdout=0.5)
+    torch = pytest.importorskip("torch")
+    import nettrim.torch as ntt
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(50, 30), torch.nn.ReLU(), torch.nn.Linear(30, 5))
+    with pytest.warns(UserWarning, match="too few samples"):
+        ntt.prune(model, [torch.randn(40, 50)], 0.02, holdout=0.5)

@@ -20,7 +20,7 @@ from nettrim import __version__
 from nettrim.flow import SCHEMES
 from nettrim.how import How
 from nettrim.layer import USABLE, Layer, solve_groups
-from nettrim.network import LayerReport, describe, table
+from nettrim.network import LayerReport, describe, table, warn_of_few_samples
 from nettrim.path import FIRST
 from nettrim.patterns import densities_for, numbers_for
 from nettrim.report import to_json, write_atomically
@@ -202,6 +202,11 @@ def prune(
         Wrong input, or a layer that cannot be pruned; the message names the argument or the module.
     RuntimeError
         Batch norms could not be folded exactly.
+
+    Warns
+    -----
+    UserWarning
+        The error of a layer on the samples held out is more than twice that on the others: these are too few.
     """
     Settings.make(**settings)
     how = How(method, rounds, refit, effort, penalty, pattern)
@@ -251,6 +256,7 @@ def prune(
         replace(r, error=e, holdout=h)
         for r, e, h in zip(reports, errors[0], errors[1] or [None] * len(reports), strict=True)
     ]
+    warn_of_few_samples(reports)
     if inplace:
         model.load_state_dict(pruned.state_dict())
         pruned = model
