@@ -21,10 +21,11 @@ import numpy as np
 
 from nettrim.flow import check_network, chosen_layers, run, split
 from nettrim.how import How
-from nettrim.layer import Layer, prune_layer
+from nettrim.layer import Layer, group_problems, solve_groups
+from nettrim.path import FIRST
 from nettrim.units import align
 
-__all__ = ["GRID", "Allocation", "allocate"]
+__all__ = ["GRID", "Allocation", "allocate", "best_densities", "check_grid"]
 
 #: densities that each layer is tried at
 GRID = (0.01, 0.02, 0.035, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8)
@@ -95,7 +96,7 @@ def allocate(
     >>> kept = 1200 * found.densities["fc0"] + 600 * found.densities["fc1"]
     >>> bool(0.19 * 1800 < kept <= 0.2 * 1800), found.predicted <= found.uniform
     (True, True)
-    >>> pruned = nt.prune(layers, x, density=found.densities, method="l0")
+    >>> pruned = nt.prune(layers, x, density=found, method="l0")
 
     Parameters
     ----------
@@ -119,11 +120,7 @@ def allocate(
     TypeError, ValueError
         Wrong input; the message names the argument.
     """
-    if not 0 < density <= 1:
-        raise ValueError(f"density must be above 0 and at most 1; got {density}")
-    tried = sorted({float(d) for d in grid})
-    if len(tried) < 2 or not (tried[0] > 0 and tried[-1] <= 1):
-        raise ValueError(f"grid must have at least two densities, above 0 and at most 1; got {list(grid)}")
+    tried = check_grid(density, grid)
     layers, between = check_network(layers, between, inputs, "parallel", holdout, samples, targets, ignore)
     how = How(method, refit=None if method == "l0" else "free")
     if how.l1:
@@ -138,12 +135,34 @@ def allocate(
         if not chosen:
             continue
         curve = []
+        problems = list(group_problems(layers[k], passed[k], layers[k](passed[k]), FIRST))
         for d in tried:
-            made = prune_layer(layers[k], passed[k], layers[k](passed[k]), density=d, how=how).layer
+            made = solve_groups(layers[k], problems, how=how, density=d).layer
             end = run([made, *layers[k + 1 :]], between[k:], judged[k])[-1]
             curve.append((d, float(np.linalg.norm(end - judged[-1])) / size))
         curves[layers[k].name] = curve
     weights = {layer.name: layer.weight.size for layer in layers if layer.name in curves}
+    return best_densities(curves, weights, density)
+
+
+def check_grid(density: float, grid: Sequence[float]) -> list[float]:
+    """The densities to try, sorted.
+
+    Raises
+    ------
+    ValueError
+        A density, or one of the grid, is out of range.
+    """
+    if not 0 < density <= 1:
+        raise ValueError(f"density must be above 0 and at most 1; got {density}")
+    tried = sorted({float(d) for d in grid})
+    if len(tried) < 2 or not (tried[0] > 0 and tried[-1] <= 1):
+        raise ValueError(f"grid must have at least two densities, above 0 and at most 1; got {list(grid)}")
+    return tried
+
+
+def best_densities(curves: dict[str, list[tuple[float, float]]], weights: dict[str, int], density: float) -> Allocation:
+    """The allocation that measured curves, (density, error) of each layer, make best."""
     dense = {name: _interpolated(curve) for name, curve in curves.items()}
     uniform = dict.fromkeys(weights, float(density))
     found = _best(dense, weights, density * sum(weights.values()))

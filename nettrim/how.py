@@ -189,12 +189,15 @@ class How:
 
 
 def _moments(problem: Problem) -> np.ndarray:
-    """X X^T, (N, N) float64."""
-    if isinstance(problem.X, np.ndarray):
-        return mirror(moments(problem.X))
-    from nettrim.backends import get
+    """X X^T, (N, N) float64; kept, since one problem may be pruned at several densities."""
+    if problem.products is None:
+        if isinstance(problem.X, np.ndarray):
+            problem.products = mirror(moments(problem.X))
+        else:
+            from nettrim.backends import get
 
-    return operator_of(problem.X, get("numba", None), problem.dtype).gram()
+            problem.products = operator_of(problem.X, get("numba", None), problem.dtype).gram()
+    return problem.products
 
 
 def _met(problem: Problem, found: Solution) -> Problem:

@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from nettrim.budget import Allocation
 from nettrim.flow import SCHEMES, after, check_network, chosen_layers, run, split
 from nettrim.how import How
 from nettrim.layer import Layer, PrunedLayer, kind_of, prune_layer
@@ -195,7 +196,7 @@ def prune(
     epsilon: float | Mapping[str, float] | None = None,
     scheme: str = "parallel",
     *,
-    density: float | Mapping[str, float] | None = None,
+    density: float | Mapping[str, float] | Allocation | None = None,
     method: str = "auto",
     gamma: float | Mapping[str, float] = 1.1,
     between: Sequence[Callable[[np.ndarray], np.ndarray] | None] | None = None,
@@ -235,9 +236,9 @@ def prune(
         first pattern that fits counts. 0.05 if there is no density either.
     scheme : {"parallel", "cascade"}
         With a density, "cascade" means that a layer reproduces its outputs from what the pruned layers before it give.
-    density : float or mapping of name patterns to floats, optional
-        In place of an error: the fraction of each layer's weights to keep; biases stay and do not count. See `allocate`
-        for densities that suit the network.
+    density : float or mapping of name patterns to floats or Allocation, optional
+        In place of an error: the fraction of each layer's weights to keep; biases stay and do not count. What
+        `allocate` returns has one for each layer.
     method : {"auto", "admm", "working_set", "l0", "magnitude", "random", "wanda", "sparsegpt", "alps"}
         The first three are l1, with a gap in its certificate, by one of its solvers. "l0", the search of `l0`, and the
         others need a density.
@@ -291,7 +292,7 @@ def prune(
     chosen = chosen_layers(layers, targets, ignore)
     how = How(method, rounds, refit, effort, penalty, pattern)
     names = [layer.name for layer, c in zip(layers, chosen, strict=True) if c]
-    density = how.density(epsilon, density)
+    density = how.density(epsilon, density.densities if isinstance(density, Allocation) else density)
     how.check_inputs((layer.name, layer.weight[0].size) for layer, c in zip(layers, chosen, strict=True) if c)
     if density is None:
         numbers = iter(numbers_for(names, scheme, 0.05 if epsilon is None else epsilon, gamma))

@@ -65,6 +65,8 @@ def render(model: str, names: Sequence[str], found: Comparison) -> str:
         ]
         if len(names) > 1:
             plots.insert(1, ("Trade-off of the network", _network_trade_off(names, found), _NETWORK))
+        if any(_allocation(report) for report in found.reports):
+            plots.append(("Densities of the layers", _allocations(names, found), _ALLOCATION))
         sections = "".join(
             f"<h2>{title}</h2>\n<p>{caption}</p>\n{_image(_svg(figure), title, 'image/svg+xml')}\n"
             for title, figure, caption in plots
@@ -86,7 +88,7 @@ def render(model: str, names: Sequence[str], found: Comparison) -> str:
 
 def _shown(settings: dict[str, Any]) -> dict[str, Any]:
     """What was set; not the digests."""
-    return {k: v for k, v in settings.items() if v is not None and k not in ("calibration", "original")}
+    return {k: v for k, v in settings.items() if v is not None and k not in ("calibration", "original", "allocation")}
 
 
 # tables
@@ -220,6 +222,12 @@ _NETWORK = (
 )
 
 
+_ALLOCATION = (
+    "How the densities were chosen: the error of the model's outputs, on samples that the pruning had not seen, with "
+    "one layer alone pruned; a circle is what the layer was given."
+)
+
+
 def _trade_off_caption(found: Comparison) -> str:
     first = " from the first run" if len(found.reports) > 1 else ""
     which = f"that were held out{first}" if found.held_out else "that the layers were pruned on (none were held out)"
@@ -310,6 +318,41 @@ def _network_trade_off(names: Sequence[str], found: Comparison) -> Figure:
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
+    return figure
+
+
+def _allocation(report: dict[str, Any]) -> list[tuple[str, list[tuple[float, float]], float]]:
+    """(layer, curve, density) of a report's allocation; a file that was received may hold anything there."""
+    given = report["settings"].get("allocation")
+    try:
+        return [
+            (str(name), [(float(d), float(e)) for d, e in curve if d > 0], float(given["densities"][name]))
+            for name, curve in given["curves"].items()
+        ]
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return []
+
+
+def _allocations(names: Sequence[str], found: Comparison) -> Figure:
+    shown = [(name, rows) for name, report in zip(names, found.reports, strict=True) if (rows := _allocation(report))]
+    figure = _figure(10, 3)
+    panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
+    for axes, (run, rows) in zip(panels, shown, strict=True):
+        for k, (name, curve, density) in enumerate(rows):
+            d, e = np.array(curve).T
+            colour = COLOURS[k % len(COLOURS)]
+            axes.plot(100 * d, 100 * e, color=colour, label=_label(name))
+            at = np.interp(np.log(max(density, d[0] / 4)), np.log(d), e)
+            axes.plot(100 * density, 100 * at, marker="o", color=colour)
+        axes.set_xscale("log")
+        axes.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("weights of the layer kept, % (logarithmic)")
+        axes.legend(frameon=False)
+        if len(shown) > 1:
+            axes.set_title(_label(run), loc="left", fontsize=9)
+    panels[0].set_ylabel("error of the model's outputs, %")
     return figure
 
 

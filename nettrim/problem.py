@@ -126,6 +126,8 @@ class Problem:
                 _require_finite(self.X, "X", f" in {self.dtype}")
             _require_finite(self.Y, "Y", f" in {self.dtype}")
         self.gram: Gram | None = None
+        #: X X^T in float64, for whoever has made it
+        self.products: np.ndarray | None = None
         self._moments: Gram | None = None
         self.N, self.M, self.P = X.shape[0], Y.shape[0], X.shape[1]
         if X.shape == Y.shape and self.P < self.N:
@@ -178,6 +180,7 @@ class Problem:
         self = cls.__new__(cls)
         self.X = self.Y = self.mask = None
         self.gram = self._moments = gram
+        self.products = None
         self._place, self._on_gpu = place_of(gram), {}
         self.linear = True
         self.N, self.M, self.P = gram.N, gram.M, gram.P

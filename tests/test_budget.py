@@ -85,3 +85,74 @@ def test_wrong_input_names_the_argument(options, error):
     layers, x = network()
     with pytest.raises(ValueError, match=error):
         nt.allocate(layers, x, **({"density": 0.2} | options))
+
+
+def torch_model():
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    conv = [torch.nn.Conv2d(1, 6, 3), torch.nn.BatchNorm2d(6), torch.nn.ReLU(), torch.nn.Flatten()]
+    model = torch.nn.Sequential(*conv, torch.nn.Linear(216, 30), torch.nn.ReLU(), torch.nn.Linear(30, 5))
+    with torch.no_grad():
+        # the wide layer has little to lose
+        model[4].weight *= (torch.rand(30, 216) < 0.05) + 0.03
+    return model, torch.randn(500, 1, 8, 8)
+
+
+def test_torch_models(tmp_path):
+    import nettrim.torch as ntt
+
+    model, x = torch_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = ntt.allocate(model, [x[:300], x[300:]], density=0.15)
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+    weights = {"0": 54, "4": 6480, "6": 150}
+    kept = sum(weights[name] * d for name, d in found.densities.items())
+    assert 0.97 * 0.15 * sum(weights.values()) <= kept <= 0.15 * sum(weights.values()) * (1 + 1e-9)
+    assert found.densities["4"] < 0.15 < found.densities["0"] and found.predicted < found.uniform
+
+    pruned = ntt.prune(model, [x], density=found, method="l0")
+    even = ntt.prune(model, [x], density=0.15, method="l0")
+    assert pruned.reports[-1].holdout < even.reports[-1].holdout
+    pruned.save(tmp_path / "w.safetensors")
+    _, about = ntt.load(tmp_path / "w.safetensors")
+    assert about["settings"]["allocation"] == found.to_dict()
+    assert about["settings"]["density"] == found.densities
+    assert all(v.holds for v in ntt.verify(tmp_path / "w.safetensors", [x], model))
+
+
+def test_the_arrays_and_the_torch_model_agree():
+    torch = pytest.importorskip("torch")
+    import nettrim.torch as ntt
+
+    layers, x = network()
+    modules = []
+    for layer in layers:
+        linear = torch.nn.Linear(*layer.weight.shape[::-1], bias=layer.bias is not None)
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_numpy(layer.weight))
+            if layer.bias is not None:
+                linear.bias.copy_(torch.from_numpy(layer.bias))
+        modules += [linear, torch.nn.ReLU()] if layer.relu else [linear]
+    # drawn samples here, the last ones there: the same law
+    here = nt.allocate(layers, x, 0.2, grid=[0.1, 0.3, 0.6])
+    there = ntt.allocate(torch.nn.Sequential(*modules), [torch.from_numpy(x)], 0.2, grid=[0.1, 0.3, 0.6])
+    for a, b in zip(here.curves.values(), there.curves.values(), strict=True):
+        np.testing.assert_allclose([e for _, e in a], [e for _, e in b], rtol=0.25)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"density": 0}, "density must be above 0"),
+        ({"grid": [0.1]}, "grid must have at least two"),
+        ({"holdout": 0.0}, "holdout must leave samples"),
+        ({"method": "working_set"}, "method must be one that meets"),
+        ({"targets": ["x*"]}, "fits no layer"),
+    ],
+)
+def test_wrong_input_for_a_torch_model(options, error):
+    model, x = torch_model()
+    import nettrim.torch as ntt
+
+    with pytest.raises(ValueError, match=error):
+        ntt.allocate(model, [x], **({"density": 0.2} | options))

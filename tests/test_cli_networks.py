@@ -496,6 +496,10 @@ def test_a_density_by_a_search_and_its_page(folder, run):
         (("--density", "0.1", "--epsilon", "0.1"), "not both"),
         (("--density", "2"), "density must be above 0"),
         (("--density", "x=0.1"), "fits no layer"),
+        (("--allocate",), "--allocate needs a --density"),
+        (("--density", "*=0.1", "--allocate"), "--allocate needs one --density"),
+        (("--pattern", "2:4"), "pattern='2:4' needs method="),
+        (("--penalty", "rows"), "penalty must be None, 'inputs' or 'outputs'"),
         (("--density", "a"), "--density must be a number"),
         (("--method", "magic"), "method must be one of"),
         (("--refit", "yes"), "refit must be"),
@@ -506,3 +510,40 @@ def test_wrong_targets_are_refused_before_the_work(folder, run, options, error):
     code, _, err = run("prune", "net.py:build", "--data", "x.npz", "-o", "run", *options)
     assert code == USAGE and error in err, err
     assert not (folder / "run").exists() or not list((folder / "run").glob("layer_*"))
+
+
+def test_an_allocated_density_and_its_curves(folder, run):
+    given = (
+        "prune",
+        "net.py:build",
+        "--data",
+        "x.npz",
+        "-o",
+        "run",
+        "--density",
+        "0.3",
+        "--allocate",
+        "--method",
+        "l0",
+    )
+    code, out, _ = run(*given, "--json")
+    found = json.loads(out)
+    densities = found["settings"]["allocation"]["densities"]
+    assert code == CERTIFIED and set(densities) == {"0", "2", "4"} and found["settings"]["density"] == densities
+    sizes = {"0": 240, "2": 200, "4": 30}
+    assert sum(sizes[name] * d for name, d in densities.items()) == pytest.approx(0.3 * 470, rel=0.03)
+    assert run("verify", "run")[0] == CERTIFIED
+    assert run("report", "run", "-o", "page.html")[0] == CERTIFIED
+    page = Path("page.html").read_text()
+    assert "Densities of the layers" in page and "allocation" not in page
+
+
+@pytest.mark.parametrize(
+    "option", [("--pattern", "2:4", "--method", "l0", "--ignore", "2", "--ignore", "4"), ("--penalty", "inputs")]
+)
+def test_structured_runs(folder, run, option):
+    given = ("prune", "net.py:build", "--data", "x.npz", "-o", "run", *option)
+    code, out, _ = run(*given, "--json")
+    assert code == CERTIFIED and json.loads(out)["settings"][option[0][2:]] == option[1]
+    assert run("verify", "run")[0] == CERTIFIED and run("report", "run")[0] == CERTIFIED
+    assert run(*given)[0] == CERTIFIED, "a finished run goes on to its end at once"

@@ -87,6 +87,13 @@ def _prune(
             show_default="none",
         ),
     ] = None,
+    allocate: Annotated[
+        bool,
+        typer.Option(
+            "--allocate",
+            help="--density is that of all layers together; each one's is chosen by the error at the model's end.",
+        ),
+    ] = False,
     scheme: Annotated[str, typer.Option(help="parallel or cascade.")] = "parallel",
     gamma: Annotated[
         list[str] | None,
@@ -172,10 +179,15 @@ def _prune(
         How(method, rounds, refit, effort, penalty, pattern).density(epsilon, density)
     if scheme not in SCHEMES:
         raise Refused(f"--scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
-    gammas, densities = _numbers("--gamma", gamma or ["1.1"]), None
+    gammas, densities, total = _numbers("--gamma", gamma or ["1.1"]), None, None
     epsilons: float | dict[str, float] | None = None
     if density:
         densities = _numbers("--density", density)
+        total = densities if isinstance(densities, float) else None
+        if allocate and total is None:
+            raise Refused("--allocate needs one --density, of all layers together")
+    elif allocate:
+        raise Refused("--allocate needs a --density")
     elif pattern is None:
         epsilons = _numbers("--epsilon", epsilon or ["0.05"])
     job = Job(
@@ -198,7 +210,7 @@ def _prune(
     with door(), quiet_code():
         plan = ntt.plan(net, batches, **which, n_threads=threads)
         names = [layer.name for layer in plan.layers]
-        if densities is not None:
+        if densities is not None and not allocate:
             densities_for(names, densities)
         elif epsilons is not None:
             numbers_for(names, scheme, epsilons, gammas)
@@ -216,12 +228,17 @@ def _prune(
         with door(), quiet_code(), show.Display(gap_tol, quiet) as display:
             there = {path.name for path in output.glob("layer_*.npz")}
             follow = _Follower(display, [layer.name for layer in plan.layers], there)
+            target: Any = densities
+            if allocate:
+                display.note("densities of the layers, from their errors at the model's end")
+                about = {**which, "holdout": 0.5}
+                target = ntt.allocate(net, batches, total, **about)
             pruned = ntt.prune(
                 net,
                 batches,
                 **which,
                 epsilon=epsilons,
-                density=densities,
+                density=target,
                 gamma=gammas,
                 scheme=scheme,
                 rounds=rounds,

@@ -1,5 +1,6 @@
 """Prune the layers of a PyTorch model, fine-tune what is left, save and verify it: ``import nettrim.torch as ntt``."""
 
+from nettrim.torch.allocation import allocate
 from nettrim.torch.capture import arguments_of
 from nettrim.torch.finetune import finetune, keep_zeros
 from nettrim.torch.planning import plan
@@ -13,6 +14,7 @@ __all__ = [
     "PrunedModel",
     "Shrunk",
     "Verified",
+    "allocate",
     "arguments_of",
     "finetune",
     "keep_zeros",

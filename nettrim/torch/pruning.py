@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from nettrim import __version__
+from nettrim.budget import Allocation
 from nettrim.flow import SCHEMES
 from nettrim.how import How
 from nettrim.layer import USABLE, Layer, solve_groups
@@ -113,7 +114,7 @@ def prune(
     epsilon: float | Mapping[str, float] | None = None,
     scheme: str = "parallel",
     *,
-    density: float | Mapping[str, float] | None = None,
+    density: float | Mapping[str, float] | Allocation | None = None,
     method: str = "auto",
     gamma: float | Mapping[str, float] = 1.1,
     targets: Sequence[str] = ("*",),
@@ -149,8 +150,9 @@ def prune(
         Error of a layer relative to its outputs; in the cascade scheme that of the first layer. The first pattern that
         fits counts. 0.05 if there is no density either.
     scheme : {"parallel", "cascade"}
-    density : float or mapping of name patterns to floats, optional
-        In place of an error: the fraction of each layer's weights to keep; biases stay and do not count.
+    density : float or mapping of name patterns to floats or Allocation, optional
+        In place of an error: the fraction of each layer's weights to keep; biases stay and do not count. What
+        `allocate` returns has one for each layer, and its curves become part of the report.
     method : {"auto", "admm", "working_set", "l0", "magnitude", "random", "wanda", "sparsegpt", "alps"}
         The first three are l1, with a gap in its certificate, by one of its solvers. "l0", the search of `nettrim.l0`,
         and the others need a density.
@@ -210,7 +212,8 @@ def prune(
     """
     Settings.make(**settings)
     how = How(method, rounds, refit, effort, penalty, pattern)
-    density = how.density(epsilon, density)
+    allocation = density if isinstance(density, Allocation) else None
+    wanted: Any = how.density(epsilon, density if allocation is None else allocation.densities)
     stored = {name: value for name, value in settings.items() if name not in ("callback", "verbose", "n_threads")}
     check_arguments(model, holdout, targets)
     if scheme not in SCHEMES:
@@ -232,11 +235,11 @@ def prune(
     others = Programs(original, pruned, held_out, arguments, penalise_bias, budget) if held_out and refit else None
     run = _Run(programs, others, directory, how, settings)
     names = [target.name for target in found]
-    if density is None:
+    if wanted is None:
         epsilon = 0.05 if epsilon is None else epsilon
         numbers, what = numbers_for(names, scheme, epsilon, gamma), "epsilon or gamma"
     else:
-        numbers, what = densities_for(names, density), "density"
+        numbers, what = densities_for(names, wanted), "density"
     options = {"scheme": scheme, "rounds": rounds, "penalise_bias": penalise_bias, "holdout": holdout}
     # only where they are not what they have always been: directories of earlier versions stay valid
     options |= {name: value for name, value in asdict(how).items() if value != getattr(How(), name)}
@@ -247,8 +250,8 @@ def prune(
     reports = []
     for k, (target, number) in enumerate(zip(found, numbers, strict=True)):
         # with a count, small errors may be out of reach of l1 otherwise; the other methods keep to no bounds
-        slack = scheme == "cascade" and k > 0 and (density is None or how.l1)
-        reports.append(run.layer(target, number, scheme == "cascade", slack, density is not None))
+        slack = scheme == "cascade" and k > 0 and (wanted is None or how.l1)
+        reports.append(run.layer(target, number, scheme == "cascade", slack, wanted is not None))
         if progress is not None:
             progress(reports[-1])
     errors = [_errors(original, pruned, found, some, arguments) for some in (calibration, held_out)]
@@ -261,7 +264,8 @@ def prune(
         model.load_state_dict(pruned.state_dict())
         pruned = model
     about = {
-        **{"epsilon": epsilon, "density": density, "gamma": gamma, "samples": samples, **options, **stored},
+        **{"epsilon": epsilon, "density": wanted, "gamma": gamma, "samples": samples, **options, **stored},
+        **({} if allocation is None else {"allocation": allocation.to_dict()}),
         **{"calibration": digest(calibration, arguments), "original": given},
     }
     return PrunedModel(pruned, reports, scheme, folded, _plain(about))
