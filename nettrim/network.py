@@ -292,12 +292,12 @@ def prune(
     chosen = chosen_layers(layers, targets, ignore)
     how = How(method, rounds, refit, effort, penalty, pattern)
     names = [layer.name for layer, c in zip(layers, chosen, strict=True) if c]
-    density = how.density(epsilon, density.densities if isinstance(density, Allocation) else density)
+    wanted: Any = how.density(epsilon, density.densities if isinstance(density, Allocation) else density)
     how.check_inputs((layer.name, layer.weight[0].size) for layer, c in zip(layers, chosen, strict=True) if c)
-    if density is None:
+    if wanted is None:
         numbers = iter(numbers_for(names, scheme, 0.05 if epsilon is None else epsilon, gamma))
     else:
-        numbers = iter(densities_for(names, density))
+        numbers = iter(densities_for(names, wanted))
     calibration, held_out = split(inputs, holdout, samples, seed)
     # what arrives at a layer, in the unpruned and in the pruned network
     arriving = {"calibration": (calibration, calibration)}
@@ -315,7 +315,7 @@ def prune(
             options: dict[str, Any] = {"how": how, "penalise_bias": penalise_bias, **settings}
             if "held out" in arriving:
                 options["heldout"] = arriving["held out"][scheme == "cascade"], outputs["held out"]
-            if density is not None:
+            if wanted is not None:
                 options["density"] = next(numbers)
                 if scheme == "cascade" and not first and how.l1:
                     # small errors may be out of reach otherwise
