@@ -178,6 +178,24 @@ def rounds(record: dict | None) -> list[str]:
     ]
 
 
+def equalities(record: dict | None) -> list[str]:
+    """A line for each layer and number of samples at a radius of zero."""
+    if not record:
+        return []
+    out = [
+        "| layer | N x P -> M | working sets | gap | violation | ADMM | gap | violation | ratio |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in record["rows"]:
+        both = r["working_set"], r["admm"]
+        cells = [f"{m['seconds']:.1f} s | {m['gap']:.0e} | {m['violation']:.0e}" for m in both]
+        bound = "≥ " if r["lower_bound"] else ""
+        shape = f"{r['N']} x {r['P']} -> {r['M']}"
+        out.append(f"| {r['layer']} | {shape} | {cells[0]} | {cells[1]} | {bound}{r['ratio']:.1f} |")
+    note = f"Asked: gap 1e-3, violation 1e-4; ADMM was stopped at {record['cap']:g} times the other's seconds."
+    return [*out, "", f"{note} {environment(record['environment'])}.", ""]
+
+
 def convolution(record: dict | None) -> list[str]:
     if not record:
         return []
@@ -414,6 +432,8 @@ def main() -> None:
     generated.write_text("\n".join(line for section in sections for line in section))
     if rows := rounds(read("rounds")):
         (generated.parent / "rounds.md").write_text("\n".join(rows))
+    if rows := equalities(read("equalities")):
+        (generated.parent / "equalities.md").write_text("\n".join(rows))
     if rows := network(read("network")):
         (generated.parent / "network.md").write_text("\n".join(rows))
     if rows := reweighting(read("reweighting")):

@@ -42,7 +42,11 @@ def _figures(name):
     return "*No benchmark has been run in this copy; `python bench/report.py` puts the figures here.*"
 
 
-myst_substitutions = {"measured_figures": _figures("bench"), "measured_rounds": _figures("rounds")}
+myst_substitutions = {
+    "measured_figures": _figures("bench"),
+    "measured_rounds": _figures("rounds"),
+    "measured_equalities": _figures("equalities"),
+}
 
 
 def _escape_bars(app, what, name, obj, options, lines):

@@ -13,6 +13,7 @@ import numpy as np
 from nettrim import backends, coarse, vertex
 from nettrim.admm import Check
 from nettrim.convolution import Convolution
+from nettrim.equalities import Equalities, stand_in
 from nettrim.infeasible import Proof, compact_proof, prove
 from nettrim.interrupt import Interrupt
 from nettrim.polish import ROUNDS, cost, polish
@@ -111,7 +112,7 @@ class Run:
             self.method, self.found, self.tried_vertex = "admm", None, False
             reason, iterations = self._admm(self._accept)
             last = self.found
-            if exact and last and reason == "max_iterations" and self._score(exact[2]) < self._score(last[2]):
+            if exact and last and reason != "accepted" and self._score(exact[2]) < self._score(last[2]):
                 self.method, self.found, iterations = "working_set", exact, rounds
         doubtful = self.proof is None and self.found[2].violation > INFEASIBLE_FROM
         if reason == "max_iterations" and self.method == "admm" and doubtful:
@@ -149,13 +150,16 @@ class Run:
         solver, loop = self.solver, self.loop
         if not loop.backend.on_host:
             return self._hand_over(f"backend {loop.backend.name} has ADMM only")
-        if loop.radii.min() < SMALLEST_RADIUS * np.linalg.norm(loop.sizes) / np.sqrt(loop.radii.size):
+        equalities = not loop.radii.any()
+        if not equalities and loop.radii.min() < SMALLEST_RADIUS * np.linalg.norm(loop.sizes) / np.sqrt(
+            loop.radii.size
+        ):
             return self._hand_over("epsilon is too small for them")
         start = solver._start
         if start is None:
-            start = coarse.coarse_start(loop, self._stopped)
+            start = coarse.coarse_start(stand_in(loop) if equalities else loop, self._stopped)
             worthwhile = max(NOTHING, FINE_START * coarse.iteration_work(loop))
-            if coarse.exact_work(start, loop, coarse.COARSE) > worthwhile:
+            if not equalities and coarse.exact_work(start, loop, coarse.COARSE) > worthwhile:
                 fine, reason, iterations = self._fine_start()
                 if fine is None:
                     self.method = "admm"
@@ -169,7 +173,8 @@ class Run:
                     if exact > DENSE * remaining * coarse.iteration_work(loop):
                         return self._hand_over("the supports are dense")
         threads = self.settings.n_threads or blas_threads()
-        method = WorkingSet(loop, self.settings, threads, self._stopped, solver._working)
+        kind = Equalities if equalities else WorkingSet
+        method = kind(loop, self.settings, threads, self._stopped, solver._working)
         solver._working = None
         self.seconds["setup"] += self._elapsed() - sum(self.seconds.values())
         reason, rounds = method.run(start, self._accept_round, self._observe)

@@ -25,7 +25,8 @@ class Settings:
     method : {"auto", "admm", "working_set"}
         "admm" is first-order, with a cost per iteration that is known beforehand; "working_set" is exact, with a cost
         that grows with the supports. "auto" takes working sets unless the first supports are so dense, or epsilon so
-        small, that ADMM is quicker. Working sets hand over to ADMM, with a log message, where they cannot go on.
+        small (but not 0), that ADMM is quicker. Working sets hand over to ADMM, with a log message, where they cannot
+        go on.
     backend : {"auto", "numba", "numpy", "cupy"}
         Device and kernels. "cupy" is ADMM on a GPU, without the polish, and needs CuPy. "auto" is "numba" unless a
         problem takes seconds, a GPU is there, and by the speed that both show it would be done sooner on the GPU.

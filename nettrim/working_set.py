@@ -106,6 +106,9 @@ class WorkingSet:
         An earlier run on the same X and Omega, whose products are used again.
     """
 
+    #: rounds in a row without progress, after which nothing more is expected
+    patience = IDLE
+
     def __init__(
         self,
         loop: Loop,
@@ -118,7 +121,7 @@ class WorkingSet:
         self.operator = loop.samples.operator
         self.N, self.M, _ = loop.samples.shape
         self.C = np.broadcast_to(loop.weights, (self.N, self.M)).astype(np.float64)
-        self.squares = loop.sizes**2
+        self.radii, self.squares = loop.radii, loop.sizes**2
         self.linear = bool(loop.samples.mask.all())
         self.b = self._right_hand_sides()
         self.inside = None if self.linear else [np.flatnonzero(row) for row in loop.samples.mask]
@@ -126,7 +129,7 @@ class WorkingSet:
         share = 0.1 * min(settings.feas_tol, 10 * settings.gap_tol)
         self.level = share * float(np.sqrt(self.squares.sum() / loop.samples.target.size))
         # a neuron's share of the gap, in the units of its program, that rounding may cost
-        self.share = ZERO * settings.gap_tol * float(np.linalg.norm(loop.radii) * np.sqrt(self.squares.sum()))
+        self.share = ZERO * settings.gap_tol * float(np.linalg.norm(self.radii) * np.sqrt(self.squares.sum()))
         self.neurons: list[_Neuron] = []
         self.counts = {"systems": 0, "kinks": 0}
         self.phases = {"gram": 0.0, "neurons": 0.0, "check": 0.0}
@@ -145,7 +148,7 @@ class WorkingSet:
         the tolerances are not met).
         """
         began = time.perf_counter()
-        balls = self.loop.radii.size
+        balls = self.radii.size
         # a start for the common ball serves the neurons' own, and their mean the common one
         mu = start.mu if start.mu.size == balls else np.full(balls, np.exp(np.log(start.mu).mean()))
         self.mu, self.gap = mu.astype(np.float64), 0.0 if start.warm else 1.0
@@ -174,11 +177,15 @@ class WorkingSet:
             error = abs(check.gap) + check.violation
             idle = idle + 1 if settled and added + watched == 0 and error > 0.5 * best else 0
             best = min(best, error)
-            if idle == IDLE:
+            if idle == self.patience:
                 return "precision", k
             if settled and added + watched == 0 and not reached and (self.mu <= VANISHED * first).any():
                 return "out of reach", k
+            self._advance(check, not settled or added + watched > 0, reached)
         return "precision", rounds
+
+    def _advance(self, check: Check, changed: bool, reached: bool) -> None:
+        """After a round that was not the last; `changed` if it was unsettled or the sets grew."""
 
     @contextlib.contextmanager
     def _workers(self) -> Iterator[Executor]:
@@ -219,9 +226,13 @@ class WorkingSet:
         step = max(1, (16 << 20) // (8 * (self.N + self.M)))
         for start in range(0, P, step):
             s = slice(start, min(start + step, P))
-            Y = np.where(loop.samples.mask[:, s], loop.samples.target[:, s], 0).astype(np.float64)
-            total += loop.backend.product(self.operator.columns(s).astype(np.float64), Y.T)
+            total += loop.backend.product(self.operator.columns(s).astype(np.float64), self._target(s).T)
         return total
+
+    def _target(self, s: slice) -> np.ndarray:
+        """Y on Omega and zero elsewhere, of some samples, in float64."""
+        samples = self.loop.samples
+        return np.where(samples.mask[:, s], samples.target[:, s], 0).astype(np.float64)
 
     def _begin(self, start: Start) -> None:
         for m in range(self.M):
@@ -339,7 +350,7 @@ class WorkingSet:
 
     def _find_level(self, pool: Executor, settled: bool) -> bool:
         """Solve the neurons and move mu towards the ball; whether it was met. An unsettled round moves mu once."""
-        s, radii = self.settings, self.loop.radii
+        s, radii = self.settings, self.radii
         tol = 0.01 * s.gap_tol if settled else max(ROUGH, 0.01 * s.gap_tol)
         # while the sets still grow, a ball met more closely than the gap is met in vain
         aim = max(min(0.1 * s.feas_tol, 0.01 * s.gap_tol), NEEDLESS * self.gap)

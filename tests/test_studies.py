@@ -211,10 +211,10 @@ def test_presets_do_not_share_networks(tmp_path):
 
     case = networks.PRESETS["smoke"].cases[1]
     samples = data.load(case.data)
-    first = networks._trained(case, samples, 0, tmp_path, lambda line: None)
-    again = networks._trained(case, None, 0, tmp_path, lambda line: None)
+    first = networks.trained(case, samples, 0, tmp_path, lambda line: None)
+    again = networks.trained(case, None, 0, tmp_path, lambda line: None)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
-    other = networks._trained(replace(case, rate=1e-2), samples, 0, tmp_path, lambda line: None)
+    other = networks.trained(replace(case, rate=1e-2), samples, 0, tmp_path, lambda line: None)
     assert not torch.equal(next(first.parameters()), next(other.parameters()))
     assert networks._key(case, case.runs[0]) != networks._key(replace(case, calibration=50), case.runs[0])
     assert networks._key(case, case.runs[0]) != networks._key(case, replace(case.runs[0], calibration=50))

@@ -360,7 +360,7 @@ def test_max_iterations_limits_the_rounds():
 @pytest.mark.parametrize(
     ("problem_options", "settings", "why"),
     [
-        ({"epsilon": 0.0}, {}, "epsilon is too small"),
+        ({"epsilon": 1e-5}, {}, "epsilon is too small"),
         ({"epsilon": 1e-6}, {"gap_tol": 1e-2}, "epsilon is too small"),
         ({}, {"memory_limit": 1e3}, "memory_limit"),
     ],
@@ -530,3 +530,52 @@ def test_the_residual_is_that_of_the_weights():
     verified, _, c, a = active_set.exact(*problem, mu, path_w, path_eta, w, eta, 1e-8, 1e-9, 0)
     assert verified and a >= 0
     assert c + mu**2 * a == pytest.approx(systems.square(G, b, yy, w), rel=1e-12)
+
+
+# a radius of zero
+
+
+@pytest.mark.parametrize("shape", [(20, 5, 120), (60, 8, 100), (150, 10, 400)])
+@pytest.mark.parametrize("options", [{}, {"neuronwise": True}, {"weights": "rows"}, {"linear": True}], ids=str)
+def test_equalities_with_a_known_optimum(shape, options):
+    k = known_optimum(np.random.default_rng(3), *shape, epsilon=0.0, **options)
+    solution = nt.Solver(k.problem, method="working_set", gap_tol=1e-8, feas_tol=1e-8).solve()
+    assert solution.status == nt.Status.SOLVED and solution.settings["method"] == "working_set", solution.message
+    assert solution.certificate.objective == pytest.approx(k.objective, rel=1e-8)
+    np.testing.assert_allclose(solution.W, k.W, atol=1e-7)
+
+
+def test_equalities_of_few_samples():
+    """Fewer samples than inputs, where the outputs do not determine the weights: basis pursuit with inequalities."""
+    rng = np.random.default_rng(5)
+    W = rng.standard_normal((120, 6)) * (rng.random((120, 6)) < 0.05)
+    X = rng.standard_normal((120, 70))
+    problem = nt.Problem(X, np.maximum(W.T @ X, 0), epsilon=0.0)
+    found = nt.Solver(problem, method="working_set", gap_tol=1e-7, feas_tol=1e-7).solve()
+    assert found.status == nt.Status.SOLVED and found.settings["method"] == "working_set", found.message
+    assert found.certificate.objective <= np.abs(W).sum() * (1 + 1e-7)
+    # the multipliers are those of the equalities: they certify the same weights in a problem with a small ball
+    again = nt.certify(problem, found.W, found.dual)
+    assert abs(again.gap) <= 1e-7
+    warm = nt.Solver(problem, method="working_set").start(found).solve()
+    assert warm.status == nt.Status.SOLVED
+
+
+def test_equalities_that_contradict_each_other():
+    rng = np.random.default_rng(6)
+    X = rng.standard_normal((10, 60))
+    Y = np.abs(rng.standard_normal((4, 60)))
+    solution = nt.Solver(nt.Problem(X, Y, epsilon=0.0), method="working_set").solve()
+    assert solution.status == nt.Status.INFEASIBLE and solution.smallest_epsilon > 0
+
+
+def test_the_better_of_two_methods_is_returned(monkeypatch):
+    """After a hand-over that ends at a limit, what the working sets had found is not lost."""
+    from nettrim.equalities import Equalities
+
+    problem = random_problem(np.random.default_rng(0), 40, 5, 30, epsilon=0.0)
+    monkeypatch.setattr(Equalities, "patience", 1)
+    solution = nt.Solver(problem, gap_tol=1e-13, feas_tol=1e-13, max_iterations=40, polish=False).solve()
+    assert solution.status != nt.Status.SOLVED
+    admm = nt.Solver(problem, gap_tol=1e-13, feas_tol=1e-13, max_iterations=40, polish=False, method="admm").solve()
+    assert abs(solution.certificate.gap) < 0.1 * abs(admm.certificate.gap)

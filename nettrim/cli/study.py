@@ -18,13 +18,15 @@ from nettrim.units import align
 __all__ = ["STUDIES"]
 
 #: name of a study and the module of nettrim.studies
-STUDIES = {"networks": "networks"}
+STUDIES = {"networks": "networks", "pruners": "pruners"}
 
 
 @app.command("study")
 def _study(
     name: Annotated[str, typer.Argument(metavar="NAME", help=f"One of: {', '.join(STUDIES)}.")],
-    preset: Annotated[str, typer.Option(help="smoke (seconds, made-up data) or cpu.")] = "smoke",
+    preset: Annotated[
+        str, typer.Option(help="smoke (seconds, made-up data), cpu, or others that a study has.")
+    ] = "smoke",
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the records; a stopped study goes on.")
     ] = Path("study"),

@@ -29,7 +29,7 @@ from nettrim.report import write_atomically
 from nettrim.studies import data, models, training
 from nettrim.studies.records import Records, interval
 
-__all__ = ["KEY", "PRESETS", "Case", "Config", "run", "table"]
+__all__ = ["KEY", "PRESETS", "Case", "Config", "accuracies", "augment", "hashed", "run", "table", "trained"]
 
 #: what tells records apart
 KEY = ("case", "seed", "scheme", "epsilon", "rounds", "recipe")
@@ -164,22 +164,22 @@ def run(config: Config, records: Records, folder: Path, say: Callable[[str], Any
             left = [one for one in case.runs if records.find(case=case.name, seed=seed, **_key(case, one)) is None]
             if left:
                 samples = data.load(case.data, seed)
-                model = _trained(case, samples, seed, folder, say)
+                model = trained(case, samples, seed, folder, say)
                 for one in left:
                     _pruned(case, samples, model, seed, one, records, say)
 
 
-def _trained(case: Case, samples: data.DataSet, seed: int, folder: Path, say: Callable[[str], Any]) -> nn.Module:
+def trained(case: Case, samples: data.DataSet, seed: int, folder: Path, say: Callable[[str], Any]) -> nn.Module:
     """The trained network, from the folder if it is there."""
     from safetensors.torch import load_file, save
 
     torch.manual_seed(seed)
     model = _BUILDERS[case.name]()
-    path = folder / f"{case.name}, seed {seed}, {_hash(case.training)}.safetensors"
+    path = folder / f"{case.name}, seed {seed}, {hashed(case.training)}.safetensors"
     if path.exists():
         model.load_state_dict(load_file(path))
         return model.eval()
-    batches = training.Batches(*samples.train, seed=seed, augment=_augment(case))
+    batches = training.Batches(*samples.train, seed=seed, augment=augment(case))
     training.train(
         *(model, batches, case.epochs, case.rate, case.weight_decay),
         progress=lambda epoch, loss: say(f"{case.name}, seed {seed}: epoch {epoch} of {case.epochs}, loss {loss:.4f}"),
@@ -193,11 +193,12 @@ def _trained(case: Case, samples: data.DataSet, seed: int, folder: Path, say: Ca
 def _key(case: Case, one: Run) -> dict[str, Any]:
     """What tells a record from those of other runs, other presets and other versions of this file."""
     made = {**case.training, **asdict(one), "calibration": one.calibration or case.calibration}
-    recipe = _hash({**made, "tuning_rate": case.tuning_rate})
+    recipe = hashed({**made, "tuning_rate": case.tuning_rate})
     return {"scheme": one.scheme, "epsilon": one.epsilon, "rounds": one.rounds, "recipe": recipe}
 
 
-def _hash(values: dict[str, Any]) -> str:
+def hashed(values: dict[str, Any]) -> str:
+    """A short name for values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -223,8 +224,8 @@ def _pruned(
         "parameters": sum(p.numel() for p in model.parameters()),
         "weights": sum(r.weights for r in pruned.reports),
         "kept": pruned.kept,
-        "dense": _accuracies(model, samples),
-        "pruned": _accuracies(pruned.model, samples),
+        "dense": accuracies(model, samples),
+        "pruned": accuracies(pruned.model, samples),
         "layers": pruned.to_dict()["layers"],
     }
     say(f"{about}: kept {pruned.kept:.2%}, {row['dense']['test']:.2%} -> {row['pruned']['test']:.2%}")
@@ -237,24 +238,26 @@ def _pruned(
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, one.epochs)
         ntt.finetune(
             pruned.model,
-            training.Batches(*samples.train, seed=seed, augment=_augment(case)),
+            training.Batches(*samples.train, seed=seed, augment=augment(case)),
             nn.functional.cross_entropy,
             optimizer,
             one.epochs,
             progress=lambda epoch, loss: schedule.step(),
             names=[f"{report.name}.*" for report in pruned.reports],
         )
-        row |= {"epochs": one.epochs, "tuned": _accuracies(pruned.model, samples)}
+        row |= {"epochs": one.epochs, "tuned": accuracies(pruned.model, samples)}
         say(f"{about}: {row['tuned']['test']:.2%} after {one.epochs} epochs on what is left")
     records.add(**row)
 
 
-def _accuracies(model: nn.Module, samples: data.DataSet) -> dict[str, float]:
+def accuracies(model: nn.Module, samples: data.DataSet) -> dict[str, float]:
+    """On the validation and on the test samples."""
     parts = {"validation": samples.validation, "test": samples.test}
     return {name: training.accuracy(model, *part) for name, part in parts.items()}
 
 
-def _augment(case: Case) -> training.Augment | None:
+def augment(case: Case) -> training.Augment | None:
+    """What is done to a case's training images."""
     return training.flipped_and_shifted if case.augment else None
 
 
