@@ -41,8 +41,9 @@ def main() -> None:
             record["rows"].append(row)
             print(
                 f"layer {index + 1}, {problem.P} samples of {problem.N} inputs: {exact['method']} "
-                f"{exact['seconds']:.2f} s, {exact['status']}, gap {exact['gap']:.0e}, violation {exact['violation']:.0e}; ADMM "
-                f"{admm['seconds']:.2f} s, {admm['status']}, gap {admm['gap']:.0e}, violation {admm['violation']:.0e}",
+                f"{exact['seconds']:.2f} s, {exact['status']}, gap {exact['gap']:.0e}, violation "
+                f"{exact['violation']:.0e}; ADMM {admm['seconds']:.2f} s, {admm['status']}, gap {admm['gap']:.0e}, "
+                f"violation {admm['violation']:.0e}",
                 flush=True,
             )
             write("equalities", record)
