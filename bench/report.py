@@ -281,6 +281,23 @@ def structured(record: dict | None) -> list[str]:
     return [*out, "", f"{note} {environment(record['environment'])}.", ""]
 
 
+def shrunk(record: dict) -> list[str]:
+    """The README's lines on whole inputs: the rows of reweighted group norms beside the better rival."""
+    out = []
+    for r in record["runs"]:
+        if r["penalty"] == "inputs" and r["rounds"] > 1 and not r["refit"]:
+            before, after = r["parameters"]
+            rival = max(r["rivals"].values())
+            out.append(
+                f"epsilon {r['epsilon']:g}: {after / before:.0%} of the parameters, {r['accuracy']:.2%} (the largest "
+                f"inputs by norm, as many, with a least-squares refit: {rival:.2%}), {r['forward_ratio']:.2f} of the time"
+            )
+    return [
+        f"MNIST network, no fine-tuning, test accuracy {record['accuracy']:.2%} unpruned: {'; '.join(out)} "
+        "(`bench/structured.py`)."
+    ]
+
+
 def pruners(record: dict | None) -> list[str]:
     """The search beside the best rival of each cell, chosen by validation; networks; the Gaussian layer."""
     if not record:
@@ -445,6 +462,8 @@ def main() -> None:
     if rows := study(ROOT / "bench" / "results" / "networks.cpu.jsonl"):
         (generated.parent / "networks_study.md").write_text("\n".join(rows))
     readme = ROOT / "README.md"
+    if readme.exists() and (record := read("structured")):
+        replace(readme, "structured", shrunk(record))
     if readme.exists() and (record := read("pruners")):
         replace(readme, "pruners", searched(record))
     if readme.exists():

@@ -218,3 +218,20 @@ def test_presets_do_not_share_networks(tmp_path):
     assert not torch.equal(next(first.parameters()), next(other.parameters()))
     assert networks._key(case, case.runs[0]) != networks._key(replace(case, calibration=50), case.runs[0])
     assert networks._key(case, case.runs[0]) != networks._key(case, replace(case.runs[0], calibration=50))
+
+
+def test_the_smoke_preset_of_the_pruners(tmp_path, capsys):
+    from nettrim.studies import pruners
+
+    command = ["study", "pruners", "--preset", "smoke", "-o", str(tmp_path)]
+    with pytest.warns(UserWarning, match="too few samples"):
+        assert cli.main(command) == 0
+    found = capsys.readouterr()
+    assert "l0, even" in found.out and "rival, tuned" in found.out and "densities in" in found.err
+    rows = Records(tmp_path / "pruners.smoke.jsonl", pruners.KEY).rows
+    assert [row["method"] for row in rows] == ["l0, even", "wanda + refit, allocated"]
+    for row in rows:
+        # biases stay on top of the weights that are counted
+        assert 0.19 < row["left"] < 0.205 and row["seconds"] > 0
+    # nothing is left to be done
+    assert cli.main(command) == 0 and "densities in" not in capsys.readouterr().err
