@@ -289,8 +289,9 @@ def shrunk(record: dict) -> list[str]:
             before, after = r["parameters"]
             rival = max(r["rivals"].values())
             out.append(
-                f"epsilon {r['epsilon']:g}: {after / before:.0%} of the parameters, {r['accuracy']:.2%} (the largest "
-                f"inputs by norm, as many, with a least-squares refit: {rival:.2%}), {r['forward_ratio']:.2f} of the time"
+                f"epsilon {r['epsilon']:g}: {after / before:.0%} of the parameters, {r['accuracy']:.2%} (the "
+                f"largest inputs by norm, as many, with a least-squares refit: {rival:.2%}), {r['forward_ratio']:.2f} "
+                "of the time"
             )
     return [
         f"MNIST network, no fine-tuning, test accuracy {record['accuracy']:.2%} unpruned: {'; '.join(out)} "
