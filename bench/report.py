@@ -420,8 +420,8 @@ def compared(path: Path) -> list[str]:
         first = own[0]
         out += [
             "",
-            f"Unpruned {100 * first['dense']['test']:.2f} %. Before / after {first['epochs']} epochs on what is left, one "
-            "seed, bold the best of a column; a test accuracy has a standard error of about 0.1 points.",
+            f"Unpruned {100 * first['dense']['test']:.2f} %. Before / after {first['epochs']} epochs on what is left, "
+            "one seed, bold the best of a column; a test accuracy has a standard error of about 0.1 points.",
             "",
         ]
     return out

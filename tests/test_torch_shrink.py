@@ -276,3 +276,150 @@ def test_what_is_refused():
         ntt.prune(dense([2, 2]), [torch.randn(3, 2)], penalty="rows")
     with pytest.raises(ValueError, match="needs method='auto' or 'admm'"):
         ntt.prune(dense([2, 2]), [torch.randn(3, 2)], penalty="inputs", method="working_set")
+
+
+class Two(nn.Module):
+    """Two dense layers, and whatever a function does in between; the first neuron is read by nothing."""
+
+    def __init__(self, between, conv=False, extra=None):
+        super().__init__()
+        self.a = nn.Conv2d(2, 6, 3) if conv else nn.Linear(8, 6)
+        self.b = nn.Linear(6, 5)
+        self.c = nn.Linear(*extra) if extra else None
+        self.between = between
+        with torch.no_grad():
+            self.b.weight[:, 0] = 0
+            self.a.weight[0] *= 3
+
+    def forward(self, x):
+        return self.between(self, F.relu(self.a(x)))
+
+
+KEPT = {
+    "topk": (lambda m, h: m.b(h) + m.c(torch.topk(h, 3, dim=1)[0]), False, (3, 5)),
+    "max": (lambda m, h: m.b(h) * h.max(1, keepdim=True).values, False, None),
+    "chunk": (lambda m, h: m.b(h) + m.c(torch.chunk(h, 2, 1)[1]), False, (3, 5)),
+    "tuple": (lambda m, h: (m.b(h), h), False, None),
+    "dict": (lambda m, h: {"logits": m.b(h), "features": h}, False, None),
+    "size of the channels": (lambda m, h: m.b(h) / h.size(-1) ** 0.5, False, None),
+    "shape of the channels": (lambda m, h: m.b(h) / h.shape[1], False, None),
+    "pooled over the channels": (lambda m, h: m.b(F.max_pool1d(h, 3, 1, 1)), False, None),
+    "averaged over the channels": (lambda m, h: m.b(F.avg_pool1d(h[:, None], 3, 1, 1)[:, 0]), False, None),
+    "in place beside it": (lambda m, h: (torch.tanh_(h), m.b(h))[1], False, None),
+    "a literal width": (lambda m, h: m.b(h.view(-1, 6)), False, None),
+}
+GONE = {
+    "plain": (lambda m, h: m.b(h), False, None),
+    "size of the batch": (lambda m, h: m.b(h) / h.size(0), False, None),
+    "pooled by its size": (lambda m, h: m.b(F.avg_pool2d(h, h.size()[2:]).flatten(1)), True, None),
+    "pooled by its shape": (
+        lambda m, h: m.b(F.avg_pool2d(h, (h.shape[2], h.shape[-1])).view(h.shape[0], -1)),
+        True,
+        None,
+    ),
+    "reshape by name": (lambda m, h: m.b(F.adaptive_max_pool2d(h, 1).reshape(shape=(h.size(0), -1))), True, None),
+    "reshape of two axes": (lambda m, h: m.b(h.reshape(h.size(0), -1)), False, None),
+    "eval dropout": (lambda m, h: m.b(F.dropout(h, 0.5, m.training)), False, None),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_channels_that_something_else_sees_stay(case):
+    between, conv, extra = KEPT[case]
+    torch.manual_seed(7)
+    model = Two(between, conv, extra).eval()
+    x = torch.randn(400, 8)
+    # an example that does not show the difference: the first neuron is silent on it
+    quiet = x[F.relu(model.a(x))[:, 0] == 0][:16]
+    shrunk = ntt.shrink(model, (quiet,))
+    assert sizes(shrunk)["a"] == (8, 6)
+    torch.testing.assert_close(shrunk.model(x), model(x))
+
+
+@pytest.mark.parametrize("case", GONE)
+@pytest.mark.parametrize("dead", [False, True], ids=["unread", "constant"])
+def test_channels_that_nothing_else_sees_go(case, dead):
+    between, conv, extra = GONE[case]
+    torch.manual_seed(8)
+    model = Two(between, conv, extra).eval()
+    with torch.no_grad():
+        if dead:
+            model.a.weight[3], model.a.bias[3] = 0, 0.5
+    x = torch.randn(20, 2, 9, 9) if conv else torch.randn(20, 8)
+    shrunk = ntt.shrink(model, (x[:3],))
+    assert sizes(shrunk)["a"][1] == (4 if dead else 5) and sizes(shrunk)["b"][0] == sizes(shrunk)["a"][1]
+    torch.testing.assert_close(shrunk.model(x), model(x))
+
+
+def test_padding_of_averages_keeps_constants():
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.AvgPool2d(3, 2, 1), nn.Conv2d(4, 2, 1), nn.Flatten())
+    with torch.no_grad():
+        model[0].weight[:2], model[0].bias[:2] = 0, 1.0
+    # on images of 2 x 2 the constant happens to be the same everywhere
+    shrunk = ntt.shrink(model, (torch.randn(2, 1, 2, 2),))
+    same(model, shrunk, torch.randn(2, 1, 16, 16))
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.aux = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(6, 1)
+        with torch.no_grad():
+            self.b.weight[:, 1] = 0
+
+    def forward(self, x, mask=None, scale=1.0):
+        h = F.relu(self.a(x)) * scale
+        if mask is not None:
+            h = h * mask
+        return (self.b(h), self.aux(h)) if self.training else self.b(h)
+
+
+def test_arguments_that_are_not_given_and_training_branches():
+    model = Masked()
+    x = torch.randn(5, 4)
+    with pytest.warns(UserWarning, match="layers aux do not run in evaluation mode"):
+        shrunk = ntt.shrink(model, (x,))
+    same(model, shrunk, x)
+    with pytest.warns(UserWarning, match="do not run"):
+        named = ntt.shrink(model, (), {"x": x})
+    assert [row[2] for row in named.layers] == [row[2] for row in shrunk.layers]
+
+
+def test_a_pattern_that_is_lost_is_warned_of():
+    torch.manual_seed(9)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    with torch.no_grad():
+        model[2].weight *= torch.tensor([1, 0, 1, 0, 0, 1, 0, 1.0])
+    with pytest.warns(UserWarning, match="layers 2 had 2:4 patterns"):
+        shrunk = ntt.shrink(model, (torch.randn(3, 8),))
+    assert sizes(shrunk)["2"] == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ntt.shrink(lambda x: x, (torch.randn(2),)), TypeError, "model must be a torch.nn.Module"),
+        (lambda: ntt.shrink(dense([2, 2]), ()), ValueError, "does not run on the example"),
+        (lambda: ntt.shrink(dense([2, 2]), (torch.randn(3, 2).long(),)), ValueError, "does not run on the example"),
+    ],
+)
+def test_what_does_not_run_is_said(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_single_sample_without_a_batch():
+    model = dense([4, 5, 2])
+    with torch.no_grad():
+        model[2].weight[:, 0] = 0
+    assert sizes(ntt.shrink(model, (torch.randn(4),)))["0"] == (4, 5)
+
+
+def test_a_masked_module_is_named():
+    from torch.nn.utils import prune
+
+    model = dense([4, 5, 2])
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    model(torch.randn(2, 4))
+    with pytest.raises(ValueError, match="layer '0'"):
+        ntt.shrink(model, (torch.randn(2, 4),))

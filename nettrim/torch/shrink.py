@@ -9,6 +9,8 @@ the layers that read it. Each channel that goes may leave another without a read
 from __future__ import annotations
 
 import copy
+import inspect
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from nettrim.problem import warn
 from nettrim.torch.fold import tolerance_of, worst_difference
 from nettrim.torch.modules import is_plain, weight_trouble
 from nettrim.torch.watch import copied, tensors_in, undisturbed
@@ -42,6 +45,9 @@ _POOLS: set[Any] = {
     *(F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d, torch.max_pool1d, torch.max_pool2d),
     *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_max_pool1d, F.adaptive_max_pool2d),
 }
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d)
+#: whose windows count padding as zeros
+_AVERAGES: tuple[Any, ...] = (nn.AvgPool1d, nn.AvgPool2d, F.avg_pool1d, F.avg_pool2d)
 _METHODS = {"relu", "relu_", "tanh", "sigmoid", "flatten", "contiguous"}
 #: methods that may flatten; whether they do is seen by the shapes
 _RESHAPES = {"view", "reshape"}
@@ -94,8 +100,10 @@ def shrink(model: nn.Module, example: tuple, kwargs: dict[str, Any] | None = Non
     """Take out of a model what its zeros make superfluous; the outputs stay as they were, up to rounding.
 
     Zeros that leave no channel without use, which is what l1 makes, save nothing here: prune with ``penalty="inputs"``
-    or ``"outputs"``, or at densities so low that channels go by themselves. Channels that meet in a sum, as in residual
-    networks, stay; those within a block can go. So do grouped convolutions, and layers that run more than once.
+    or ``"outputs"``, or at densities so low that channels go by themselves. Channels stay where they meet in a sum, as
+    between the blocks of a residual network, where the model puts them out, or where anything but the functions that
+    are known to keep channels apart sees them. So do those of grouped convolutions and of layers that run twice.
+    Inputs of a layer with an n:m pattern move together when others go: the pattern is then lost.
 
     Parameters
     ----------
@@ -114,37 +122,45 @@ def shrink(model: nn.Module, example: tuple, kwargs: dict[str, Any] | None = Non
     Raises
     ------
     TypeError
-        `example` is not a tuple.
+        `model` is not a module, or `example` not a tuple.
     ValueError
-        The model cannot be traced; the message says why.
+        The model does not run on the example, or cannot be traced; the message says why.
     RuntimeError
         The smaller model's outputs on the example are not those of the model.
+
+    Warns
+    -----
+    UserWarning
+        There are layers that do not run in evaluation mode, or 2:4 patterns were lost.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     if not isinstance(example, tuple):
         raise TypeError(f"example must be a tuple of arguments; got {type(example).__name__}")
+    for name, module in model.named_modules():
+        if is_plain(module) and (trouble := weight_trouble(module)):
+            raise ValueError(f"layer {name!r} {trouble}")
+    old = _outputs(model, example, kwargs)
+    if not old:
+        raise ValueError("the model's outputs hold no tensors, so that nothing could be checked")
     small = copy.deepcopy(model)
     modes = {name: module.training for name, module in small.named_modules()}
     small.eval()
-    keywords = {} if kwargs is None else kwargs
-    try:
-        graph = fx.symbolic_trace(small, concrete_args=None).graph
-    except Exception as error:
-        raise ValueError(f"the model cannot be traced by torch.fx: {error}") from error
-    values = _values(small, graph, example, keywords)
+    graph, values = _traced(small, example, {} if kwargs is None else kwargs)
     before = {name: _sizes(m) for name, m in small.named_modules() if is_plain(m)}
+    patterns = [name for name in before if _is_2_of_4(small.get_submodule(name)) == 2]
+    called = {id(small.get_submodule(n.target)) for n in graph.nodes if n.op == "call_module"}
+    idle = [name for name in before if id(small.get_submodule(name)) not in called]
+    if idle:
+        warn(f"layers {', '.join(idle)} do not run in evaluation mode: if others do, they may not fit them afterwards")
     plan = _Plan(small, graph, values)
     plan.run()
     for name, mode in modes.items():
         small.get_submodule(name).training = mode
-    outputs = []
-    for one in (model, small):
-        with undisturbed(one):
-            arguments, named = copied(example, kwargs)
-            outputs.append(tensors_in(one(*arguments, **named)))
-    old, new = outputs
-    if not old:
-        raise ValueError("the model's outputs hold no tensors, so that nothing could be checked")
-    worst = worst_difference(old, new)
+    lost = [name for name in patterns if not _is_2_of_4(small.get_submodule(name))]
+    if lost:
+        warn(f"layers {', '.join(lost)} had 2:4 patterns, which the removal of inputs broke")
+    worst = worst_difference(old, _outputs(small, example, kwargs))
     if not worst <= tolerance_of([*model.parameters(), *old]):
         raise RuntimeError(f"the smaller model's outputs differ by {worst:.1e} of the largest entry")
     layers = [(name, sizes, _sizes(small.get_submodule(name))) for name, sizes in before.items()]
@@ -158,7 +174,41 @@ def _sizes(module: Any) -> tuple[int, int]:
     return module.in_features, module.out_features
 
 
-def _values(model: nn.Module, graph: fx.Graph, example: tuple, kwargs: dict[str, Any]) -> dict[fx.Node, torch.Size]:
+def _outputs(model: nn.Module, example: tuple, kwargs: dict[str, Any] | None) -> list[torch.Tensor]:
+    with undisturbed(model):
+        arguments, named = copied(example, kwargs)
+        try:
+            return tensors_in(model(*arguments, **named))
+        except Exception as error:
+            raise ValueError(f"the model does not run on the example: {error}") from error
+
+
+def _is_2_of_4(layer: Any) -> int:
+    """0 if a layer uses more than two of some four inputs; 2 if about so many of all, which is no accident; else 1."""
+    weight = layer.weight
+    if weight.ndim != 2 or weight.shape[1] % 4 or not weight.numel():
+        return 0
+    used = (weight != 0).reshape(-1, 4).sum(1)
+    return 0 if int(used.max()) > 2 else 1 + int(float(used.double().mean()) > 1.6)
+
+
+def _traced(model: nn.Module, example: tuple, kwargs: dict[str, Any]) -> tuple[fx.Graph, dict[fx.Node, torch.Size]]:
+    """Graph of a model in evaluation mode, and the shapes of the tensors that its nodes put out.
+
+    Arguments that are not given have their defaults, which the graph is for.
+    """
+    try:
+        bound = inspect.signature(model.forward).bind(*example, **kwargs)
+        given = set(bound.arguments)
+        bound.apply_defaults()
+        defaults = {name: value for name, value in bound.arguments.items() if name not in given}
+        graph = fx.symbolic_trace(model, concrete_args=defaults or None).graph
+        return graph, _values(model, graph, list(bound.arguments.values()))
+    except Exception as error:
+        raise ValueError(f"the model cannot be traced by torch.fx: {error}") from error
+
+
+def _values(model: nn.Module, graph: fx.Graph, arguments: list[Any]) -> dict[fx.Node, torch.Size]:
     """Shapes of the tensors that the nodes of a graph put out."""
     shapes: dict[fx.Node, torch.Size] = {}
 
@@ -169,12 +219,9 @@ def _values(model: nn.Module, graph: fx.Graph, example: tuple, kwargs: dict[str,
                 shapes[n] = result.shape
             return result
 
-    names = [n.target for n in graph.nodes if n.op == "placeholder"]
-    arguments = list(example) + [kwargs[name] for name in names[len(example) :] if name in kwargs]
-    if len(arguments) < len(names):
-        defaults = [n.args[0] for n in graph.nodes if n.op == "placeholder" and n.args]
-        arguments += defaults[len(defaults) - (len(names) - len(arguments)) :]
-    Record(fx.GraphModule(model, graph)).run(*arguments)
+    arguments, _ = copied(tuple(arguments), None)
+    with torch.no_grad():
+        Record(fx.GraphModule(model, graph)).run(*arguments)
     return shapes
 
 
@@ -197,8 +244,13 @@ class _Plan:
             for parameter in module.parameters(recurse=False):
                 owners[id(parameter)] = owners.get(id(parameter), 0) + 1
         self.tied = {key for key, count in owners.items() if count > 1}
+        #: reshapes that change nothing
+        self.same = {n for n in shapes if n.op == "call_method" and n.target in _RESHAPES and self._unchanged(n)}
         #: parameters and modules that the graph reads by itself, not by a call
         self.read = {node.target for node in graph.nodes if node.op == "get_attr"}
+
+    def _unchanged(self, node: Any) -> bool:
+        return self.shapes.get(node.args[0]) == self.shapes[node]
 
     def run(self) -> None:
         """Until nothing more can go."""
@@ -220,7 +272,7 @@ class _Plan:
     def _route(self, node: Any) -> tuple[list[Any], list[_Reader]] | None:
         """What the outputs of a layer pass through, in order, and the layers that read them; None if not only these."""
         layer = self._layer(node)
-        if layer is None or node not in self.shapes:
+        if layer is None or node not in self.shapes or len(self.shapes[node]) < 2:
             return None
         axis = 1 if isinstance(layer, _ConvNd) else len(self.shapes[node]) - 1
         # channels must be apart in an axis of their own, with samples before them
@@ -231,9 +283,10 @@ class _Plan:
         while waiting:
             source, at, block = waiting.pop()
             for user in source.users:
-                if user not in self.shapes:
-                    # a size, which is another one afterwards
+                if self._reads_other_sizes(user, len(self.shapes[source]), at):
                     continue
+                if user not in self.shapes or (len(source.users) > 1 and self._in_place(user)):
+                    return None
                 if [n for n in user.all_input_nodes if n in self.shapes] != [source]:
                     return None
                 reader = self._layer(user)
@@ -250,6 +303,37 @@ class _Plan:
                 waiting.append((user, *found))
         return (sorted(steps, key=self._order), readers) if readers else None
 
+    def _reads_other_sizes(self, user: Any, ndim: int, at: int) -> bool:
+        """Whether a node reads sizes of a tensor, but not that of its channels, which will change."""
+
+        def other(index: Any) -> bool:
+            try:
+                chosen = range(ndim)[index]
+            except (TypeError, IndexError):
+                return False
+            return at not in (chosen if isinstance(chosen, range) else (chosen,))
+
+        whole = False
+        if user.op == "call_method" and user.target == "size":
+            index = user.args[1:] or tuple(user.kwargs.values())
+            if index:
+                return other(index[0])
+            whole = True
+        elif user.op == "call_function" and user.target is getattr and user.args[1] == "shape":
+            whole = True
+        return whole and all(
+            n.op == "call_function" and n.target is operator.getitem and other(n.args[1]) for n in user.users
+        )
+
+    def _in_place(self, user: Any) -> bool:
+        """Whether a function changes its argument, which others then see changed."""
+        if user.op == "call_module":
+            return bool(getattr(self.model.get_submodule(user.target), "inplace", False))
+        if user.op == "call_method":
+            return str(user.target).endswith("_")
+        name = getattr(user.target, "__name__", "")
+        return bool(user.kwargs.get("inplace", False)) or any(a is True for a in user.args) or name.endswith("_")
+
     def _order(self, node: fx.Node) -> int:
         return list(node.graph.nodes).index(node)
 
@@ -262,25 +346,33 @@ class _Plan:
                 return None
             if isinstance(module, _BatchNorm) and (user not in self.once or at != 1 or module.running_mean is None):
                 return None
-            spatial = type(module).__name__.endswith(("Pool1d", "Pool2d"))
+            kind = type(module).__name__
+            spatial = int(kind[-2]) if kind.endswith(("Pool1d", "Pool2d")) else 0
         elif user.op == "call_function" and user.target in _FUNCTIONS | _POOLS:
-            spatial = user.target in _POOLS
+            spatial = 0
+            if user.target in _POOLS:
+                spatial = 1 if "1d" in getattr(user.target, "__name__", "") else len(old) - 2
+            if user.target in _DROPOUTS and _argument(user, 2, "training", True):
+                # random, also in evaluation mode
+                return None
         elif user.op == "call_method" and user.target in _METHODS:
-            spatial = False
+            spatial = 0
         elif user.op == "call_method" and user.target in _RESHAPES:
-            sizes = user.args[1:] if not isinstance(user.args[1], (tuple, list)) else user.args[1]
-            if sizes[-1] != -1:
+            sizes: Any = user.args[1:] or tuple(user.kwargs.values())
+            if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+                sizes = sizes[0]
+            if not sizes or sizes[-1] != -1:
                 # written for this number of channels
                 return None
-            spatial = False
+            spatial = 0
         else:
             return None
-        if old == new:
-            return at, block
         if spatial:
             # pooled over what comes after the channels
-            kept = at == 1 and len(old) == len(new) and old[:2] == new[:2]
+            kept = at == 1 and len(old) == len(new) == 2 + spatial and old[:2] == new[:2]
             return (at, block) if kept else None
+        if old == new:
+            return at, block
         flat = len(new) == 2 and at == 1 and new[0] == old[0] and new[1] == old[1:].numel() and block == 1
         return (1, new[1] // channels) if flat else None
 
@@ -338,11 +430,17 @@ class _Plan:
         at = 1 if isinstance(layer, _ConvNd) else len(shape) - 1
         bias = layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias
         full = bias.reshape([-1 if k == at else 1 for k in range(len(shape))]).expand(shape).contiguous()
-        values: dict[Any, torch.Tensor] = {node: full}
+        values: dict[Any, Any] = {node: full}
         for step in steps:
-            # a size is not known here, and not needed
-            arguments = fx.node.map_arg((step.args, step.kwargs), lambda n: values.get(n))
+            source = next(n for n in step.all_input_nodes if n in self.shapes)
+            if step.op == "call_method" and step.target in _RESHAPES:
+                # its sizes are those of the batch; it flattens, or does nothing
+                values[step] = values[source] if step in self.same else values[source].flatten(1)
+                continue
+            arguments = fx.node.map_arg((step.args, step.kwargs), lambda n: self._evaluated(n, values))
             values[step] = _call(self.model, step, arguments)
+        # near the border an average over padding is another one
+        padded = any(self._pads(step) for step in steps)
         ready = constant.clone()
         parts: dict[str, torch.Tensor] = {}
         for reader in readers:
@@ -352,7 +450,7 @@ class _Plan:
             rows = arriving.movedim(axis, 0).reshape(arriving.shape[axis], -1)
             # a value for each input; where it is not the same everywhere it cannot go into a bias
             same = (rows == rows[:, :1]).all(1)
-            if isinstance(module, _ConvNd) and any(_padding(module)):
+            if padded or (isinstance(module, _ConvNd) and any(_padding(module))):
                 # padding is zero, and near it the constant would be missing
                 same &= rows[:, 0] == 0
             ready &= same.reshape(-1, reader.block).all(1)
@@ -363,6 +461,35 @@ class _Plan:
             for reader in readers
         }
         return ready, shifts if ready.any() else {}
+
+    def _evaluated(self, node: Any, values: dict[Any, Any]) -> Any:
+        """A node's value for one sample of constants: those of the route, and sizes read from them."""
+        if node not in values:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._evaluated(n, values))
+            values[node] = (
+                getattr(args[0], node.target)(*args[1:], **kwargs)
+                if node.op == "call_method"
+                else (node.target(*args, **kwargs))
+            )
+        return values[node]
+
+    def _pads(self, step: Any) -> bool:
+        """Whether a step averages over padding."""
+        if step.op == "call_module":
+            module = self.model.get_submodule(step.target)
+            return isinstance(module, _AVERAGES[:2]) and bool(_some(module.padding) or module.ceil_mode)
+        padding, ceil = _argument(step, 3, "padding", 0), _argument(step, 4, "ceil_mode", False)
+        return step.op == "call_function" and step.target in _AVERAGES[2:] and bool(_some(padding) or ceil)
+
+
+def _some(value: Any) -> bool:
+    """Whether a number, or one of several, is not zero."""
+    return any(value) if isinstance(value, (tuple, list)) else bool(value)
+
+
+def _argument(node: Any, place: int, name: str, default: Any) -> Any:
+    """An argument of a call in a graph."""
+    return node.kwargs.get(name, node.args[place] if len(node.args) > place else default)
 
 
 def _padding(module: Any) -> tuple[int, ...]:
@@ -376,9 +503,6 @@ def _call(model: nn.Module, node: Any, arguments: Any) -> torch.Tensor:
     args, kwargs = arguments
     if node.op == "call_module":
         return model.get_submodule(node.target)(*args, **kwargs)
-    if node.op == "call_method" and node.target in _RESHAPES:
-        # the sizes in the call are those of the whole batch
-        return args[0].flatten(1)
     if node.op == "call_method":
         return getattr(args[0], node.target)(*args[1:], **kwargs)
     return node.target(*args, **kwargs)
