@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +25,10 @@ __all__ = [
 
 #: samples of the coarse problem, its iterations at most, and the gap it is solved to
 SAMPLES, ITERATIONS, GAP = 1000, 150, 0.15
+#: the ratio of two radii up to which a start for one is as good as one for the other
+CLOSE = 1.1
+#: and from which on it is no good at all
+FAR = 2.5
 #: active bounds a neuron may start with: this part of the number of its weights, and this many in any case
 BOUNDS_PART, LEAST_BOUNDS = 3, 10
 #: flops of working sets per cube of a neuron's system and per neuron, from a start on a part of the samples, and its
@@ -38,7 +42,8 @@ ADMM, DECADE, SINGLE = 300.0, 3.0, 0.57
 class Start:
     """Weights (N, M), for each neuron the samples whose bound is active and mu times their multipliers, and mu.
 
-    `mu` is 1 / lambda of the ball, (1,) or one for each neuron.
+    `mu` is 1 / lambda of the ball, (1,) or one for each neuron. `warm` says that these were solved for a ball of the
+    radius `radius` (of all neurons together), or for the one at hand if that is None.
     """
 
     W: np.ndarray
@@ -46,6 +51,25 @@ class Start:
     eta: list[np.ndarray]
     mu: np.ndarray
     warm: bool = False
+    radius: float | None = None
+
+    def far_from(self, radius: float) -> bool:
+        """Whether a new start is better for a ball of this radius."""
+        ratio = radius / self.radius if self.warm and self.radius else 1.0
+        return not 1 / FAR <= ratio <= FAR
+
+    def towards(self, radius: float) -> Start:
+        """The start for another radius: its mu in proportion, and no longer warm unless the two are close.
+
+        Sets that were complete for one ball lack inputs for a much smaller one. Taken as complete, mu would follow a
+        ball that is out of reach.
+        """
+        if not self.warm or self.radius is None or self.radius <= 0 or radius <= 0:
+            return self
+        ratio = radius / self.radius
+        if 1 / CLOSE <= ratio <= CLOSE:
+            return self
+        return replace(self, mu=self.mu * ratio, warm=False)
 
 
 def coarse_start(loop: Loop, stopped: Callable[[], str | None]) -> Start:

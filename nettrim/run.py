@@ -155,9 +155,9 @@ class Run:
             loop.radii.size
         ):
             return self._hand_over("epsilon is too small for them")
-        start = solver._start
-        if start is None:
-            start = coarse.coarse_start(stand_in(loop) if equalities else loop, self._stopped)
+        start, first = solver._start, stand_in(loop) if equalities else loop
+        if start is None or start.far_from(float(np.linalg.norm(first.radii))):
+            start = coarse.coarse_start(first, self._stopped)
             worthwhile = max(NOTHING, FINE_START * coarse.iteration_work(loop))
             if not equalities and coarse.exact_work(start, loop, coarse.COARSE) > worthwhile:
                 fine, reason, iterations = self._fine_start()

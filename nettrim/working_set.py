@@ -149,6 +149,7 @@ class WorkingSet:
         """
         began = time.perf_counter()
         balls = self.radii.size
+        start = start.towards(float(np.linalg.norm(self.radii)))
         # a start for the common ball serves the neurons' own, and their mean the common one
         mu = start.mu if start.mu.size == balls else np.full(balls, np.exp(np.log(start.mu).mean()))
         self.mu, self.gap = mu.astype(np.float64), 0.0 if start.warm else 1.0
@@ -209,7 +210,8 @@ class WorkingSet:
             W[n.inputs, m] = n.w
         active = [np.flatnonzero(n.eta) for n in self.neurons]
         samples = [n.samples[a] for n, a in zip(self.neurons, active, strict=True)]
-        return Start(W, samples, [n.eta[a] for n, a in zip(self.neurons, active, strict=True)], self.mu, warm=True)
+        eta = [n.eta[a] for n, a in zip(self.neurons, active, strict=True)]
+        return Start(W, samples, eta, self.mu, warm=True, radius=float(np.linalg.norm(self.radii)))
 
     def release(self) -> WorkingSet | None:
         """What a later run on the same X and Omega may use again, if it is small enough to keep."""
