@@ -186,6 +186,22 @@ def rounds(record: dict | None) -> list[str]:
     ]
 
 
+def targets(record: dict | None) -> list[str]:
+    """A line for each layer and density: the search for its epsilon against one solve."""
+    if not record:
+        return []
+    out = [
+        "| layer | density asked | kept | epsilon found | search | one solve there | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in record["rows"]:
+        out.append(
+            f"| {r['layer']} | {r['density']:.0%} | {r['kept']:.2%} | {r['epsilon']:.4f} | {r['search']:.1f} s "
+            f"| {r['solve']['seconds']:.1f} s | {r['ratio']:.1f} |"
+        )
+    return [*out, "", f"P = {record['samples']}, all neurons. {environment(record['environment'])}.", ""]
+
+
 def equalities(record: dict | None) -> list[str]:
     """A line for each layer and number of samples at a radius of zero."""
     if not record:
@@ -493,6 +509,8 @@ def main() -> None:
     generated.write_text("\n".join(line for section in sections for line in section))
     if rows := rounds(read("rounds")):
         (generated.parent / "rounds.md").write_text("\n".join(rows))
+    if rows := targets(read("targets")):
+        (generated.parent / "targets.md").write_text("\n".join(rows))
     if rows := equalities(read("equalities")):
         (generated.parent / "equalities.md").write_text("\n".join(rows))
     if rows := network(read("network")):

@@ -150,14 +150,18 @@ def check_grid(density: float, grid: Sequence[float]) -> list[float]:
 
     Raises
     ------
-    ValueError
-        A density, or one of the grid, is out of range.
+    TypeError, ValueError
+        A density, or one of the grid, is no number or out of range.
     """
+    if isinstance(density, bool) or not isinstance(density, (int, float, np.integer, np.floating)):
+        raise TypeError(f"density must be a number; got {density!r}")
     if not 0 < density <= 1:
         raise ValueError(f"density must be above 0 and at most 1; got {density}")
     tried = sorted({float(d) for d in grid})
     if len(tried) < 2 or not (tried[0] > 0 and tried[-1] <= 1):
         raise ValueError(f"grid must have at least two densities, above 0 and at most 1; got {list(grid)}")
+    if tried[0] > density:
+        raise ValueError(f"grid must reach down to the density {density:g}; its least is {tried[0]:g}")
     return tried
 
 

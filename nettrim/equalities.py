@@ -32,10 +32,11 @@ from nettrim.admm import Check, Loop
 from nettrim.coarse import Start
 from nettrim.working_set import WorkingSet
 
-__all__ = ["Equalities", "stand_in"]
+__all__ = ["Equalities", "determined", "stand_in"]
 
-#: radius of the ball that comes first, relative to ||Y_Omega||
-FIRST_RADIUS = 1e-3
+#: radius of the ball that comes first, relative to ||Y_Omega||; in float32 the multipliers, residuals over mu, need it
+#: larger
+FIRST_RADIUS = {np.dtype(np.float64): 1e-3, np.dtype(np.float32): 1e-2}
 #: by which mu then shrinks
 DROP = 4.0
 
@@ -44,8 +45,13 @@ def stand_in(loop: Loop) -> Loop:
     """The loop with small balls in the place of equalities."""
     other = copy.copy(loop)
     whole = float(np.linalg.norm(loop.sizes))
-    other.radii = np.full(loop.radii.size, FIRST_RADIUS * whole / np.sqrt(loop.radii.size))
+    other.radii = np.full(loop.radii.size, FIRST_RADIUS[loop.dtype] * whole / np.sqrt(loop.radii.size))
     return other
+
+
+def determined(loop: Loop) -> bool:
+    """Whether most neurons have more outputs on Omega than inputs, and so but one choice of weights."""
+    return bool(np.median(loop.samples.mask.sum(1)) >= loop.samples.shape[0])
 
 
 class Equalities(WorkingSet):

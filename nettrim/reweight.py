@@ -80,8 +80,9 @@ def slopes(W: np.ndarray, C: np.ndarray, penalty: Penalty = L1()) -> np.ndarray:
         It stands for a count.
     """
     # what is free is no part of a group
-    size = penalty.size(np.where(C > 0, W, 0).astype(np.float64))
-    largest = size.max(axis=0)
+    size = np.broadcast_to(penalty.size(np.where(C > 0, W, 0).astype(np.float64)), W.shape)
+    # groups are compared with each other, also where each is a neuron
+    largest = size.max(axis=0) if penalty.entrywise else np.full(W.shape[1], size.max())
     # a neuron without weights is treated as if its largest were a small one of the layer
     delta = DELTA * np.maximum(largest, DELTA * (largest.max() or 1.0))
     slope = 1.0 / (size + delta)

@@ -13,7 +13,7 @@ import numpy as np
 from nettrim import backends, coarse, vertex
 from nettrim.admm import Check
 from nettrim.convolution import Convolution
-from nettrim.equalities import Equalities, stand_in
+from nettrim.equalities import Equalities, determined, stand_in
 from nettrim.infeasible import Proof, compact_proof, prove
 from nettrim.interrupt import Interrupt
 from nettrim.polish import ROUNDS, cost, polish
@@ -155,6 +155,8 @@ class Run:
             loop.radii.size
         ):
             return self._hand_over("epsilon is too small for them")
+        if equalities and self.settings.method == "auto" and determined(loop):
+            return self._hand_over("the outputs determine the weights")
         start, first = solver._start, stand_in(loop) if equalities else loop
         if start is None or start.far_from(float(np.linalg.norm(first.radii))):
             start = coarse.coarse_start(first, self._stopped)
@@ -183,7 +185,8 @@ class Run:
             # float32 weights cannot be better: nothing else would help
             single = self.problem.dtype == np.float32
             near = self.found[2].holds(10 * self.settings.gap_tol, 10 * self.settings.feas_tol)
-            reason = "max_iterations" if near or single else reason
+            # but at a radius of zero ADMM may end at a vertex
+            reason = "max_iterations" if (near or single) and not (equalities and single) else reason
         if reason in FINAL:
             solver._start, solver._working, solver._state = method.state(), method.release(), None
             return reason, rounds

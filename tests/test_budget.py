@@ -75,6 +75,7 @@ def test_chosen_layers_only():
         ({"density": 0}, "density must be above 0"),
         ({"grid": [0.1]}, "grid must have at least two"),
         ({"grid": [0.1, 2]}, "grid must have at least two"),
+        ({"grid": [0.5, 0.9]}, "grid must reach down to the density"),
         ({"holdout": 0}, "holdout must leave samples"),
         ({"holdout": 1e-6}, "holdout must leave samples"),
         ({"method": "auto"}, "method must be one that meets"),

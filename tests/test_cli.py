@@ -618,6 +618,9 @@ def test_path_is_the_librarys(folder, run):
         (["path", "in.npz", "--rounds", "2", "--penalty", "nuclear"], ["need a penalty that stands for a count"]),
         (["path", "in.npz", "--heldout", "small.npz"], ["--heldout has a layer of 3 x 5; the problem is 20 x 5"]),
         (["path", "in.npz", "-o", "in.npz"], ["is the input itself"]),
+        (["path", "in.npz", "-o", "a.png", "--plot", "a.png"], ["--plot and --output are the same file"]),
+        (["path", "in.npz", "--heldout", "other.npz"], ["--heldout: V must be in both files or in neither"]),
+        (["solve", "in.npz", "-o", "o.npz", "--epsilon", ".1", "--penalty", "rows:a=1"], ["has no parameter 'a'"]),
         (["solve", "in.npz", "-o", "o.npz", "--epsilon", ".1", "--penalty", "lasso"], ["penalty must be one of l1"]),
         (["solve", "in.npz", "-o", "o.npz", "--epsilon", ".1", "--penalty", "rows:a=b"], ["must be like 'name:key="]),
         (
@@ -628,4 +631,5 @@ def test_path_is_the_librarys(folder, run):
 )
 def test_wrong_paths_and_penalties(folder, run, arguments, words):
     np.savez("small.npz", X=np.ones((3, 10)), Y=np.ones((5, 10)))
+    np.savez("other.npz", **layer(), V=0.5)
     assert_refused(run(*arguments), *words)

@@ -219,6 +219,15 @@ def test_reweighted_rows():
     assert again.gap == pytest.approx(found.certificate.gap)
 
 
+@pytest.mark.parametrize("name", ["columns", "rows", "groups", "blocks", "elastic net"])
+def test_rounds_of_any_penalty_that_counts(name):
+    problem = random_layer(16, epsilon=0.5)
+    found = nt.sparsest(problem.X, problem.Y, 0.5, penalty=PENALTIES[name], rounds=3)
+    assert found.status == nt.Status.SOLVED and found.certificate.nnz < N * M
+    again = nt.certify(problem.replace(penalty=PENALTIES[name], C=found.C), found.W, found.dual)
+    assert again.gap == pytest.approx(found.certificate.gap)
+
+
 def test_a_target():
     problem = random_layer(10)
     found = nt.solve(problem.X, problem.Y, density=0.5, penalty="rows")
@@ -259,7 +268,9 @@ def test_zero_weights_where_nothing_is_asked(name):
     [
         ({"penalty": "lasso"}, ValueError, "penalty must be one of l1, elastic_net"),
         ({"penalty": 3}, TypeError, "penalty must be a nettrim.penalties object or a name; got int"),
-        ({"penalty": {"name": "rows", "size": 2}}, TypeError, "penalty rows"),
+        ({"penalty": {"name": "rows", "size": 2}}, ValueError, "penalty rows has no parameter 'size'; it has none"),
+        ({"penalty": "elastic_net"}, ValueError, "penalty elastic_net needs ridge, as in 'elastic_net:ridge=0.1'"),
+        ({"penalty": {"name": ["rows"]}}, ValueError, "penalty must be one of l1"),
         ({"penalty": "rows", "C": np.ones((N, M)) + np.eye(N, M)}, ValueError, "C must be constant within each group"),
         ({"penalty": "nuclear", "C": np.arange(N)}, ValueError, "C must be one number"),
         ({"penalty": "nuclear", "C": np.eye(N, M)}, ValueError, "C must be the same for all neurons"),

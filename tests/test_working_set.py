@@ -579,3 +579,28 @@ def test_the_better_of_two_methods_is_returned(monkeypatch):
     assert solution.status != nt.Status.SOLVED
     admm = nt.Solver(problem, gap_tol=1e-13, feas_tol=1e-13, max_iterations=40, polish=False, method="admm").solve()
     assert abs(solution.certificate.gap) < 0.1 * abs(admm.certificate.gap)
+
+
+@pytest.mark.parametrize("shape", [(80, 10, 300), (300, 4, 200)], ids=["determined", "few samples"])
+@pytest.mark.parametrize("linear", [False, True])
+def test_equalities_in_single_precision(shape, linear):
+    N, M, P = shape
+    rng = np.random.default_rng(0)
+    X, W = (rng.standard_normal(s).astype(np.float32) for s in ((N, P), (N, M)))
+    Y = W.T @ X if linear else np.maximum(W.T @ X, 0)
+    solution = nt.solve(X, Y, epsilon=0.0, omega="linear" if linear else "active")
+    assert solution.status == nt.Status.SOLVED, solution.message
+
+
+def test_a_start_for_another_radius():
+    """From a large ball to one a quarter the size: the sets lack inputs, and mu must not follow the ball at once."""
+    k = random_problem(np.random.default_rng(7), 200, 12, 900, epsilon=0.2)
+    solver = nt.Solver(k, method="working_set")
+    solver.solve()
+    for epsilon in (0.05, 0.045, 0.03, 0.2):
+        warm = solver.update(epsilon=epsilon).solve()
+        cold = nt.Solver(k.replace(epsilon=epsilon), method="working_set").solve()
+        assert warm.status == nt.Status.SOLVED and warm.settings["method"] == "working_set"
+        assert warm.certificate.objective == pytest.approx(cold.certificate.objective, rel=2e-3)
+        kinks = [solution.history[-1]["kinks"] for solution in (warm, cold)]
+        assert kinks[0] <= 2 * kinks[1]

@@ -289,6 +289,8 @@ def _shortfall(solution: Solution) -> str:
     if solution.status not in advice:
         return f"{solution.status}: {solution.message}"
     c, s = solution.certificate, solution.settings
+    if c.holds(s["gap_tol"], s["feas_tol"]):
+        return f"{str(solution.status).replace('_', ' ')}: {solution.message}"
     return (
         f"{str(solution.status).replace('_', ' ')}: gap {c.gap:.1e} (asked {s['gap_tol']:g}),"
         f" violation {c.violation:.1e} (asked {s['feas_tol']:g}); {advice[solution.status]}"

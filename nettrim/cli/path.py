@@ -69,9 +69,14 @@ def _path(
         files.check_output(output, problem_file)
     if plot is not None:
         files.check_output(plot, problem_file)
+        if output is not None and plot.resolve() == output.resolve():
+            raise Refused(f"--plot and --output are the same file, {plot}")
         _matplotlib()
     arrays = files.load(problem_file, required=("X", "Y"), optional=("omega", "V", "C"))
-    others = None if heldout is None else files.load(heldout, required=("X", "Y"), optional=())
+    others = None if heldout is None else files.load(heldout, required=("X", "Y"), optional=("omega", "V"))
+    for name in ("omega", "V") if others is not None else ():
+        if (name in arrays) != (name in others):
+            raise Refused(f"--heldout: {name} must be in both files or in neither")
     try:
         values = sorted({float(e) for e in epsilons.split(",")}, reverse=True)
     except ValueError as error:
@@ -93,10 +98,11 @@ def _path(
             raise ValueError(f"rounds need a penalty that stands for a count; {penalty} does not")
         for epsilon in values:
             problem.replace(epsilon=epsilon)
-        omega = "linear" if problem.linear else "active"
-        judge = (
-            None if others is None else Problem(others["X"], others["Y"], values[0], omega=omega, dtype=problem.dtype)
-        )
+        judge = None
+        if others is not None:
+            omega = "linear" if problem.linear else others.get("omega", "active")
+            bounds: dict[str, Any] = {"omega": omega, "V": others.get("V", 0.0), "dtype": problem.dtype}
+            judge = Problem(others["X"], others["Y"], values[0], **bounds)
         if judge is not None and (judge.N, judge.M) != (problem.N, problem.M):
             raise ValueError(
                 f"--heldout has a layer of {judge.N} x {judge.M}; the problem is {problem.N} x {problem.M}"

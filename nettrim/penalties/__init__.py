@@ -17,6 +17,7 @@ class              what becomes small                                 dual bound
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields
 from typing import Any
 
 import numpy as np
@@ -69,14 +70,21 @@ def make(penalty: Penalty | str | dict[str, Any] | None) -> Penalty:
         raise TypeError(f"penalty must be a nettrim.penalties object or a name; got {type(penalty).__name__}")
     values: dict[str, Any] = _parsed(penalty) if isinstance(penalty, str) else dict(penalty)
     name = values.pop("name", None)
-    if name not in _CLASSES:
+    if not isinstance(name, str) or name not in _CLASSES:
         raise ValueError(f"penalty must be one of {', '.join(_CLASSES)}; got {name!r}")
+    parameters = {f.name: f for f in fields(_CLASSES[name]) if f.init}  # type: ignore[arg-type]
+    for key in values:
+        if key not in parameters:
+            has = f"its parameters are {', '.join(parameters)}" if parameters else "it has none"
+            raise ValueError(f"penalty {name} has no parameter {key!r}; {has}")
+    missing = [key for key, f in parameters.items() if f.default is MISSING and key not in values]
+    if missing:
+        example = {"ridge": "elastic_net:ridge=0.1", "shape": "total_variation:shape=28x28,weight=2"}.get(missing[0])
+        hint = f", as in {example!r}" if example and isinstance(penalty, str) else ""
+        raise ValueError(f"penalty {name} needs {', '.join(missing)}{hint}")
     if "labels" in values:
-        values["labels"] = np.asarray(values["labels"])
-    try:
-        return _CLASSES[name](**values)
-    except TypeError as error:
-        raise TypeError(f"penalty {name}: {error}") from None
+        values["labels"] = np.array(values["labels"])
+    return _CLASSES[name](**values)
 
 
 def _parsed(text: str) -> dict[str, Any]:

@@ -34,6 +34,8 @@ class Penalty:
     name: str
     #: whether the penalty is a sum over the neurons, so that their multipliers may be scaled apart
     separable = False
+    #: whether what counts is single entries, rather than groups
+    entrywise = False
     #: whether reweighting has a meaning: the penalty stands for a count of entries or groups
     counts = False
 

@@ -22,6 +22,7 @@ class L1(Penalty):
 
     name = "l1"
     separable = True
+    entrywise = True
     counts = True
 
     def value(self, W: np.ndarray, C: np.ndarray) -> float:
@@ -86,6 +87,7 @@ class ElasticNet(_Smooth):
 
     ridge: float
     name = "elastic_net"
+    entrywise = True
     counts = True
 
     def __post_init__(self) -> None:

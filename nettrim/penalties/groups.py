@@ -142,7 +142,7 @@ class Groups(_GroupNorm):
     _count: int = field(init=False, repr=False, default=0)
 
     def __post_init__(self) -> None:
-        labels = np.asarray(self.labels)
+        labels = np.array(self.labels)
         if labels.dtype.kind not in "iu":
             raise TypeError(f"labels must be integers; got {labels.dtype}")
         if labels.ndim not in (1, 2) or labels.size == 0:

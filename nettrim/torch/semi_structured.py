@@ -40,14 +40,18 @@ def semi_structured(model: nn.Module, targets: Sequence[str] = ("*",), ignore: S
     TypeError
         Patterns are a string.
     ValueError
-        A layer that a pattern other than "*" fits cannot be converted, and why.
+        A pattern fits nothing, or a layer that one other than "*" fits cannot be converted, and why.
     """
     for what, patterns in (("targets", targets), ("ignore", ignore)):
         if isinstance(patterns, str):
             raise TypeError(f"{what} must be a list of patterns; got the string {patterns!r}")
     explicit = [pattern for pattern in targets if pattern != "*"]
     chosen: list[tuple[str, Any]] = []
-    for module, known in names_of(model).items():
+    names = names_of(model)
+    for pattern in explicit:
+        if not any(fits(known, [pattern]) for module, known in names.items() if isinstance(module, nn.Linear)):
+            raise ValueError(f"targets has the pattern {pattern!r}, which fits no Linear layer")
+    for module, known in names.items():
         if not isinstance(module, nn.Linear) or not fits(known, targets) or fits(known, ignore):
             continue
         trouble = "" if is_plain(module) else "computes something else than a Linear does"
