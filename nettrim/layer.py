@@ -29,9 +29,9 @@ __all__ = [
     "USABLE",
     "Layer",
     "PrunedLayer",
+    "bias_weights",
     "group_problems",
     "kind_of",
-    "penalties",
     "prune_layer",
     "solve_groups",
     "structured",
@@ -399,10 +399,10 @@ def group_problems(
             if layer.relu:
                 # a bound above zero is none for the outputs: the ReLU of the layer's own weights allows it
                 options["V"] = Z
-        yield m, Problem(X, Y, **options, **penalties(layer, X.shape[0], penalise_bias))
+        yield m, Problem(X, Y, **options, **bias_weights(layer, X.shape[0], penalise_bias))
 
 
-def penalties(layer: Layer, rows: int, penalise_bias: bool) -> dict[str, Any]:
+def bias_weights(layer: Layer, rows: int, penalise_bias: bool) -> dict[str, Any]:
     """C as an option of a problem with so many inputs: nothing for an unpenalised bias."""
     if penalise_bias or layer.bias is None:
         return {}

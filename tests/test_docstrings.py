@@ -57,6 +57,12 @@ SEAM = (
     # and so does Samples
     "nettrim.samples.Resident.",
     "nettrim.streamed.Streamed.",
+    # and Penalty
+    *(f"nettrim.penalties.entrywise.{name}." for name in ("L1", "ElasticNet", "Ridge")),
+    *(f"nettrim.penalties.groups.{name}." for name in ("Rows", "Columns", "Groups")),
+    "nettrim.penalties.nuclear.Nuclear.",
+    "nettrim.penalties.support.KSupport.",
+    "nettrim.penalties.variation.TotalVariation.",
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from nettrim.layer import Layer, group_problems, penalties
+from nettrim.layer import Layer, bias_weights, group_problems
 from nettrim.operators import Gram
 from nettrim.problem import Problem
 from nettrim.torch.capture import Arguments, Store, observe
@@ -88,7 +88,7 @@ class Programs:
             for (c, m), gram in zip(parts, grams, strict=True):
                 gram.add(layer.matrix(fed[:, c] if layer.groups > 1 else fed), np.ascontiguousarray(outputs[m]))
         for (_, m), gram in zip(parts, grams, strict=True):
-            options = penalties(layer, rows, self.penalise_bias)
+            options = bias_weights(layer, rows, self.penalise_bias)
             if slack:
                 distance = math.sqrt(float(gram.squared_errors(layer.weights(m)).sum()))
                 # the moments of nearly equal outputs are known to about 1e-7 of them
