@@ -443,6 +443,26 @@ def compared(path: Path) -> list[str]:
     return out
 
 
+def lenet(path: Path) -> list[str]:
+    """The README's line on LeNet-5: the search beside the best rival, chosen by validation, at small counts."""
+    if not path.exists():
+        return []
+    rows = [r for r in (json.loads(line) for line in path.read_text().splitlines()) if r["case"] == "lenet5"]
+    parts = []
+    for kept in (0.1, 0.05, 0.02, 0.01):
+        own = next(r for r in rows if r["kept"] == kept and r["method"] == "l0, cascade, allocated")
+        rivals = [r for r in rows if r["kept"] == kept and not r["method"].startswith(("l0", "l1"))]
+        texts = []
+        for when in ("pruned", "tuned"):
+            best = max(rivals, key=lambda r, when=when: r[when]["validation"])
+            texts.append(f"{own[when]['test']:.2%} ({best[when]['test']:.2%})")
+        parts.append(f"{kept:.0%} kept {texts[0]}, after two epochs on what is left {texts[1]}")
+    return [
+        "LeNet-5 on MNIST, in brackets the best rival's with the same densities or one for all layers: "
+        f"{'; '.join(parts)}; unpruned {rows[0]['dense']['test']:.2%} (`nettrim study pruners --preset cpu`, one seed)."
+    ]
+
+
 def searched(record: dict) -> list[str]:
     """The README's short table: test error of the search over that of the best rival."""
     cells: dict[tuple, dict[str, dict]] = {}
@@ -526,6 +546,8 @@ def main() -> None:
     if rows := compared(ROOT / "bench" / "results" / "pruners.cpu.jsonl"):
         (generated.parent / "pruners_study.md").write_text("\n".join(rows))
     readme = ROOT / "README.md"
+    if readme.exists() and (lines := lenet(ROOT / "bench" / "results" / "pruners.cpu.jsonl")):
+        replace(readme, "lenet", lines)
     if readme.exists() and (record := read("structured")):
         replace(readme, "structured", shrunk(record))
     if readme.exists() and (record := read("pruners")):
