@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-HEAVY = {"torch", "cupy", "cvxpy", "matplotlib", "dask", "sklearn", "pandas", "numba", "typer", "rich"}
+HEAVY = {"torch", "cupy", "cvxpy", "matplotlib", "dask", "sklearn", "pandas", "numba", "typer", "rich", "scipy"}
 
 PROGRAM = """
 import json, sys, time

@@ -10,12 +10,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["MOMENTS_BYTES", "Backend", "Transfers"]
+__all__ = ["MOMENTS_BYTES", "Backend", "Transfers", "soft_threshold"]
 
 Array = Any  # numpy.ndarray here, cupy.ndarray in a GPU backend
 
 #: bytes of a float64 copy of inputs on a device, when their moments are summed
 MOMENTS_BYTES = 1 << 28
+
+
+def soft_threshold(B: np.ndarray, threshold: np.ndarray | float) -> np.ndarray:
+    """Proximal operator of ``threshold * |.|``: shrink towards zero, exactly zero inside the threshold."""
+    return np.maximum(B - threshold, 0) - np.maximum(-B - threshold, 0)
 
 
 class Transfers(Protocol):

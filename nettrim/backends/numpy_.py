@@ -7,14 +7,10 @@ from typing import Any
 import numpy as np
 from scipy.linalg import lapack
 
+from nettrim.backends.base import soft_threshold
 from nettrim.operators import mirror, moments
 
 __all__ = ["HostTransfers", "NumpyBackend", "soft_threshold"]
-
-
-def soft_threshold(B: np.ndarray, threshold: np.ndarray | float) -> np.ndarray:
-    """Proximal operator of ``threshold * |.|``: shrink towards zero, exactly zero inside the threshold."""
-    return np.maximum(B - threshold, 0) - np.maximum(-B - threshold, 0)
 
 
 class HostTransfers:

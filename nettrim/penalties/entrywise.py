@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nettrim.backends.numpy_ import soft_threshold
+from nettrim.backends.base import soft_threshold
 from nettrim.penalties.base import Penalty, _mean, ratio
 
 __all__ = ["L1", "ElasticNet", "Ridge"]

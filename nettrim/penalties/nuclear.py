@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 
 from nettrim.penalties.base import Penalty
 
@@ -38,12 +37,15 @@ class Nuclear(Penalty):
 
     def value(self, W: np.ndarray, C: np.ndarray) -> float:
         rows, weight = self._rows(C, W.shape[0])
-        return weight * float(scipy.linalg.svdvals(W[rows].astype(np.float64)).sum()) if weight > 0 else 0.0
+        return weight * float(_singular_values(W[rows].astype(np.float64)).sum()) if weight > 0 else 0.0
 
     def prox(self, B: np.ndarray, tau: float, C: np.ndarray, memory: dict[str, Any] | None = None) -> np.ndarray:
         rows, weight = self._rows(C, B.shape[0])
         out = B.copy()
-        U, s, Vt = scipy.linalg.svd(B[rows], full_matrices=False, check_finite=False)
+        # SciPy's linear algebra is no part of `import nettrim`
+        from scipy.linalg import svd
+
+        U, s, Vt = svd(B[rows], full_matrices=False, check_finite=False)
         rank = int(np.count_nonzero(s > tau * weight))
         kept = (s[:rank] - tau * weight).astype(B.dtype)
         out[rows] = (U[:, :rank] * kept) @ Vt[:rank]
@@ -53,7 +55,7 @@ class Nuclear(Penalty):
         rows, weight = self._rows(C, H.shape[0])
         if weight == 0:
             return np.ones(1)
-        return 1 / np.maximum(scipy.linalg.svdvals(H[rows].astype(np.float64)).max(keepdims=True) / weight, 1)
+        return 1 / np.maximum(_singular_values(H[rows].astype(np.float64)).max(keepdims=True) / weight, 1)
 
     def spread(self, N: int, M: int) -> float:
         # the largest singular value of a random matrix over its entries
@@ -62,3 +64,9 @@ class Nuclear(Penalty):
     def expression(self, cp: Any, W: Any, C: np.ndarray) -> tuple[Any, list[Any]]:
         rows, weight = self._rows(C, W.shape[0])
         return weight * cp.normNuc(W[rows, :]), []
+
+
+def _singular_values(A: np.ndarray) -> np.ndarray:
+    from scipy.linalg import svdvals
+
+    return svdvals(A)
