@@ -25,7 +25,7 @@ from nettrim.layer import Layer, group_problems, solve_groups
 from nettrim.path import FIRST
 from nettrim.units import align
 
-__all__ = ["GRID", "Allocation", "allocate", "best_densities", "check_grid"]
+__all__ = ["GRID", "Allocation", "allocate", "best_densities", "check_grid", "pruner_of"]
 
 #: densities that each layer is tried at
 GRID = (0.01, 0.02, 0.035, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8)
@@ -120,11 +120,8 @@ def allocate(
     TypeError, ValueError
         Wrong input; the message names the argument.
     """
-    tried = check_grid(density, grid)
+    tried, how = check_grid(density, grid), pruner_of(method)
     layers, between = check_network(layers, between, inputs, "parallel", holdout, samples, targets, ignore)
-    how = How(method, refit=None if method == "l0" else "free")
-    if how.l1:
-        raise ValueError(f"method must be one that meets a density exactly; got {method!r}")
     calibration, others = split(inputs, holdout, samples, seed)
     if others is None:
         raise ValueError(f"holdout must leave samples to measure errors on; got {holdout} of {len(inputs)}")
@@ -163,6 +160,20 @@ def check_grid(density: float, grid: Sequence[float]) -> list[float]:
     if tried[0] > density:
         raise ValueError(f"grid must reach down to the density {density:g}; its least is {tried[0]:g}")
     return tried
+
+
+def pruner_of(method: str) -> How:
+    """How layers are pruned to draw the curves: the compared pruners with their refit.
+
+    Raises
+    ------
+    ValueError
+        The method does not meet a density exactly.
+    """
+    how = How(method, refit=None if method == "l0" else "free")
+    if how.l1:
+        raise ValueError(f"method must be one that meets a density exactly; got {method!r}")
+    return how
 
 
 def best_densities(curves: dict[str, list[tuple[float, float]]], weights: dict[str, int], density: float) -> Allocation:

@@ -357,6 +357,7 @@ def test_padding_of_averages_keeps_constants():
         model[0].weight[:2], model[0].bias[:2] = 0, 1.0
     # on images of 2 x 2 the constant happens to be the same everywhere
     shrunk = ntt.shrink(model, (torch.randn(2, 1, 2, 2),))
+    assert sizes(shrunk)["0"] == (1, 4)
     same(model, shrunk, torch.randn(2, 1, 16, 16))
 
 

@@ -20,14 +20,15 @@ All penalties take C, the weights of the problem: what C means for each is said 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Penalty", "ball_bound"]
+__all__ = ["Norm", "Penalty", "ball_bound"]
 
 
-class Penalty:
+class Penalty(ABC):
     """A convex, even penalty on N x M weights. Its classes are frozen: what a solve must remember is `memory`."""
 
     #: in files and messages
@@ -39,27 +40,21 @@ class Penalty:
     #: whether reweighting has a meaning: the penalty stands for a count of entries or groups
     counts = False
 
-    def check(self, C: np.ndarray, N: int, M: int) -> None:
+    def check(self, C: np.ndarray, N: int, M: int) -> None:  # noqa: B027  most penalties take any weights
         """That weights C, broadcastable to (N, M), suit the penalty: if not, a ValueError that names what does not."""
 
+    @abstractmethod
     def value(self, W: np.ndarray, C: np.ndarray) -> float:
         """Phi(W), in float64."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prox(self, B: np.ndarray, tau: float, C: np.ndarray, memory: dict[str, Any] | None = None) -> np.ndarray:
         """The W with the least ``Phi(W) + ||W - B||_F^2 / (2 tau)``, in the dtype of B.
 
         `memory` is kept from call to call of one solve, for penalties whose prox is iterative and starts from the last.
         """
-        raise NotImplementedError
 
-    def scales(self, H: np.ndarray, C: np.ndarray) -> np.ndarray:
-        """The largest factors of at most 1 that bring H into the dual norm's ball: (M,) if separable, else (1,).
-
-        Entries of H with C = 0 are taken to be zero.
-        """
-        raise NotImplementedError
-
+    @abstractmethod
     def bound(self, gain: np.ndarray, norms: np.ndarray, H: np.ndarray, C: np.ndarray, radii: np.ndarray) -> float:
         """Dual value of multipliers, scaled into the feasible set: no feasible W has a smaller penalty.
 
@@ -74,8 +69,6 @@ class Penalty:
         radii : (1,) or (M,) array
             Of the common ball, or of each neuron's.
         """
-        scale = self.scales(H, C)
-        return ball_bound(gain * scale, norms * scale, radii, self.separable)
 
     def start(self, size: float, C: np.ndarray, N: int, M: int) -> float:
         """A first tau for ADMM, whose prox moves weights of this mean size."""
@@ -95,13 +88,29 @@ class Penalty:
         """
         raise ValueError(f"reweighting needs a penalty that stands for a count; {self.name} does not")
 
+    @abstractmethod
     def expression(self, cp: Any, W: Any, C: np.ndarray) -> tuple[Any, list[Any]]:
         """Phi as a cvxpy expression of the N x M variable W, with constraints on what further variables it has."""
-        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """Name and parameters, for JSON; see `nettrim.penalties.make`."""
         return {"name": self.name}
+
+
+class Norm(Penalty):
+    """A penalty whose conjugate is zero or infinite: multipliers are scaled into the ball of the dual norm."""
+
+    @abstractmethod
+    def scales(self, H: np.ndarray, C: np.ndarray) -> np.ndarray:
+        """The largest factors of at most 1 that bring H into the dual norm's ball: (M,) if separable, else (1,).
+
+        Entries of H with C = 0 are taken to be zero.
+        """
+
+    def bound(self, gain: np.ndarray, norms: np.ndarray, H: np.ndarray, C: np.ndarray, radii: np.ndarray) -> float:
+        """As `Penalty.bound`, these multipliers scaled by `scales`."""
+        scale = self.scales(H, C)
+        return ball_bound(gain * scale, norms * scale, radii, self.separable)
 
 
 def ball_bound(gain: np.ndarray, norms: np.ndarray, radii: np.ndarray, separable: bool) -> float:

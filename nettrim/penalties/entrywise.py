@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from nettrim.backends.base import soft_threshold
-from nettrim.penalties.base import Penalty, _mean, ratio
+from nettrim.penalties.base import Norm, Penalty, _mean, ratio
 
 __all__ = ["L1", "ElasticNet", "Ridge"]
 
@@ -17,7 +18,7 @@ STEPS = 6
 
 
 @dataclass(frozen=True)
-class L1(Penalty):
+class L1(Norm):
     """``sum C |W|``, the penalty of Net-Trim and the default: the only one with working sets, a polish and a GPU."""
 
     name = "l1"
@@ -46,9 +47,9 @@ class _Smooth(Penalty):
 
     separable = True
 
+    @abstractmethod
     def _conjugate(self, H: np.ndarray, C: np.ndarray, t: float) -> tuple[float, float, float]:
         """Phi*(t H), and its first and second derivative in t."""
-        raise NotImplementedError
 
     def bound(self, gain: np.ndarray, norms: np.ndarray, H: np.ndarray, C: np.ndarray, radii: np.ndarray) -> float:
         H, C = np.abs(H.astype(np.float64)), np.broadcast_to(C.astype(np.float64), H.shape)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from nettrim.penalties.base import Penalty, ratio
+from nettrim.penalties.base import Norm, ratio
 
 __all__ = ["Columns", "Groups", "Rows"]
 
 
-class _GroupNorm(Penalty):
+class _GroupNorm(Norm):
     """``sum over groups of C_g ||W_g||_2``; C is constant in a group but for zeros, whose entries are free.
 
     The dual norm is the largest ``||H_g||_2 / C_g``.
@@ -21,17 +22,17 @@ class _GroupNorm(Penalty):
 
     counts = True
 
+    @abstractmethod
     def _sums(self, A: np.ndarray) -> np.ndarray:
         """Sums over the groups of an (N, M) array, in float64, one entry a group."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _spread(self, g: np.ndarray) -> np.ndarray:
         """One value a group, as `_sums` orders them, broadcastable to (N, M)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _largest(self, A: np.ndarray) -> np.ndarray:
         """Maxima over the groups of an (N, M) array, one entry a group."""
-        raise NotImplementedError
 
     def _weights(self, C: np.ndarray, N: int, M: int) -> np.ndarray:
         return self._largest(np.broadcast_to(C, (N, M))).astype(np.float64)
@@ -66,9 +67,9 @@ class _GroupNorm(Penalty):
     def size(self, W: np.ndarray) -> np.ndarray:
         return self._spread(np.sqrt(self._sums(W)))
 
+    @abstractmethod
     def _members(self, N: int, M: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Indices of the entries of each group."""
-        raise NotImplementedError
 
     def expression(self, cp: Any, W: Any, C: np.ndarray) -> tuple[Any, list[Any]]:
         C = np.broadcast_to(C, W.shape)

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from nettrim.penalties.base import Penalty
+from nettrim.penalties.base import Norm
 
 __all__ = ["Nuclear"]
 
 
 @dataclass(frozen=True)
-class Nuclear(Penalty):
+class Nuclear(Norm):
     """``C ||W||_*``, the sum of the singular values; C is one number, or zero for rows that are free, such as a bias.
 
     The dual norm is the largest singular value. Entries do not become zero: what shrinks is the rank.

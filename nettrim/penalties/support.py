@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from nettrim.penalties.base import Penalty, ratio
+from nettrim.penalties.base import Norm, ratio
 from nettrim.threads import blas_threads
 
 __all__ = ["KSupport"]
 
 
 @dataclass(frozen=True)
-class KSupport(Penalty):
+class KSupport(Norm):
     """``sum over blocks of C ||W_block||_k``, for blocks of `of` consecutive inputs of a neuron, as in n:m patterns.
 
     The unit ball of the k-support norm is the convex hull of the vectors of at most k non-zeros and 2-norm at most 1,

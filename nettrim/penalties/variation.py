@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nettrim.penalties.base import Penalty, ratio
+from nettrim.penalties.base import Norm, ratio
 from nettrim.penalties.entrywise import positive
 from nettrim.threads import blas_threads
 
@@ -21,7 +21,7 @@ PROX_STEPS, BOUND_STEPS, FIRST_STEPS = 15, 60, 400
 
 
 @dataclass(frozen=True)
-class TotalVariation(Penalty):
+class TotalVariation(Norm):
     """``sum C |W| + weight sum over neighbours |W_i,m - W_j,m|``: the fused lasso (Tibshirani et al. 2005).
 
     Anisotropic: neighbours are pairs along each axis. The first ``prod(shape)`` inputs are the grid, in C order; the

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nettrim.budget import GRID, Allocation, best_densities, check_grid
-from nettrim.how import How
+from nettrim.budget import GRID, Allocation, best_densities, check_grid, pruner_of
 from nettrim.layer import solve_groups
 from nettrim.path import FIRST
 from nettrim.torch.capture import Arguments, arguments_of, batches_of, check_arguments, evaluating, split
@@ -66,10 +65,7 @@ def allocate(
     TypeError, ValueError
         Wrong input; the message names the argument.
     """
-    tried = check_grid(density, grid)
-    how = How(method, refit=None if method == "l0" else "free")
-    if how.l1:
-        raise ValueError(f"method must be one that meets a density exactly; got {method!r}")
+    tried, how = check_grid(density, grid), pruner_of(method)
     check_arguments(model, holdout, targets)
     calibration, others = split(batches_of(loader, samples), holdout)
     if not others:
