@@ -89,18 +89,7 @@ def coarse_start(loop: Loop, stopped: Callable[[], str | None]) -> Start:
     # the square root of a linear layer's moments has no samples to choose from, and few columns
     count = P if P <= SAMPLES or loop.samples.mask.all() else SAMPLES
     index = np.linspace(0, P - 1, count).astype(int)
-    operator = Dense(np.ascontiguousarray(loop.samples.operator.columns(index)), be, dtype)
-    target, mask = (
-        np.ascontiguousarray(loop.samples.target[:, index]),
-        np.ascontiguousarray(loop.samples.mask[:, index]),
-    )
-    upper = loop.samples.upper if loop.samples.upper.size == 1 else np.ascontiguousarray(loop.samples.upper[:, index])
-    samples = Resident(operator, target, mask, upper, be)
-    coarse = Loop(samples, loop.weights, loop.radii, Factor(operator, be, dtype))
-    sizes, whole = coarse.sizes, loop.sizes
-    if loop.radii.size == 1:
-        sizes, whole = np.array([np.linalg.norm(sizes)]), np.array([np.linalg.norm(whole)])
-    coarse.radii = loop.radii * np.divide(sizes, whole, out=np.ones_like(whole), where=whole > 0)
+    coarse = loop if count == P else _part(loop, index)
     found: list[Start] = []
 
     def accept(check: Check) -> bool:
@@ -111,6 +100,24 @@ def coarse_start(loop: Loop, stopped: Callable[[], str | None]) -> Start:
     coarse.run(coarse.start(), Settings(max_iterations=ITERATIONS), accept, stopped, lambda check: None)
     found[0].mu *= P / count
     return found[0]
+
+
+def _part(loop: Loop, index: np.ndarray) -> Loop:
+    """The layer with some of its samples, and radii in proportion to the outputs."""
+    be, dtype, given = loop.backend, loop.dtype, loop.samples
+
+    def columns(a: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(a[:, index])
+
+    operator = Dense(np.ascontiguousarray(given.operator.columns(index)), be, dtype)
+    upper = given.upper if given.upper.size == 1 else columns(given.upper)
+    samples = Resident(operator, columns(given.target), columns(given.mask), upper, be)
+    part = Loop(samples, loop.weights, loop.radii, Factor(operator, be, dtype))
+    sizes, whole = part.sizes, loop.sizes
+    if loop.radii.size == 1:
+        sizes, whole = np.array([np.linalg.norm(sizes)]), np.array([np.linalg.norm(whole)])
+    part.radii = loop.radii * np.divide(sizes, whole, out=np.ones_like(whole), where=whole > 0)
+    return part
 
 
 def read_start(loop: Loop, check: Check, index: np.ndarray | None = None, solved: bool = False) -> Start:

@@ -1,4 +1,4 @@
-"""The command line: ``nettrim demo | solve | path | prune | verify | report | study | doctor``.
+"""The command line: ``nettrim demo | solve | path | bounds | prune | verify | report | study | doctor``.
 
 Exit codes: 0 certified, 1 bad usage or input, 2 not converged or not verified, 3 infeasible. With ``--json`` the
 standard output holds JSON and nothing else; progress and errors go to the standard error.
@@ -16,14 +16,14 @@ from typing import Annotated
 import typer
 
 from nettrim import __version__
-from nettrim.cli import demo, layer, networks, path, study
+from nettrim.cli import bounds, demo, layer, networks, path, study
 from nettrim.cli.common import NOT_CONVERGED, USAGE, app, complain
 from nettrim.files import Refused
 
 __all__ = ["app", "main"]
 
 #: importing them adds their commands to the application, in this order
-COMMANDS = (demo, layer, path, networks, study)
+COMMANDS = (demo, layer, path, bounds, networks, study)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
