@@ -403,7 +403,7 @@ def study(path: Path) -> list[str]:
     from nettrim.studies.records import Records
 
     records = Records(path, networks.KEY)
-    rows = networks.table(records)
+    (rows,) = networks.tables(records).values()
     out = [f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
     out += [f"| {' | '.join(row.values())} |" for row in rows]
     env = records.rows[-1]["environment"]

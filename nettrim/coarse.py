@@ -85,7 +85,6 @@ def coarse_start(loop: Loop, stopped: Callable[[], str | None]) -> Start:
         Asked at every iteration for a reason to stop; what has been found by then is returned.
     """
     P = loop.samples.target.shape[1]
-    be, dtype = loop.backend, loop.dtype
     # the square root of a linear layer's moments has no samples to choose from, and few columns
     count = P if P <= SAMPLES or loop.samples.mask.all() else SAMPLES
     index = np.linspace(0, P - 1, count).astype(int)

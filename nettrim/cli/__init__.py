@@ -1,4 +1,4 @@
-"""The command line: ``nettrim demo | solve | path | bounds | prune | verify | report | study | doctor``.
+"""The command line: ``nettrim demo | solve | path | bounds | prune | verify | report | study | table | plot | doctor``.
 
 Exit codes: 0 certified, 1 bad usage or input, 2 not converged or not verified, 3 infeasible. With ``--json`` the
 standard output holds JSON and nothing else; progress and errors go to the standard error.

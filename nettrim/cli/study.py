@@ -1,11 +1,23 @@
-"""``nettrim study``: experiments with presets, whose records are kept in a folder."""
+"""``nettrim study | table | plot``: experiments with presets, whose records are kept in a folder.
+
+A study is a module of `nettrim.studies` with
+
+- ``KEY``, names of the fields that tell its records apart, and ``PRESETS``, configurations by name;
+- ``run(config, records, folder, say)``, which does what is not in the records yet;
+- ``tables(records)``, rows of text by the tables' titles;
+- where it draws any, ``plot(records, folder)``, which writes figures and gives their paths.
+
+Tables and figures are made from the records alone. Its module is imported when it is used, and not before.
+"""
 
 from __future__ import annotations
 
 import importlib
+import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,7 +30,18 @@ from nettrim.units import align
 __all__ = ["STUDIES"]
 
 #: name of a study and the module of nettrim.studies
-STUDIES = {"networks": "networks", "pruners": "pruners"}
+STUDIES = {
+    "networks": "networks",
+    "pruners": "pruners",
+    "probabilistic": "probabilistic",
+    "coreset-report": "coreset_report",
+}
+
+_NUMBER = re.compile(r"[-+<>~.]*\d")
+
+RecordsOf = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Folder of NAME.PRESET.jsonl, as `study` leaves it, or one such file.")
+]
 
 
 @app.command("study")
@@ -32,34 +55,141 @@ def _study(
     ] = Path("study"),
     as_json: Json = False,
 ) -> int:
-    """Run a study, or what is left of it, and print its table.
+    """Run a study, or what is left of it, and print its tables.
 
     Records are appended to DIR/NAME.PRESET.jsonl as they are made. Data sets are looked for in $NETTRIM_DATA.
     """
-    if name not in STUDIES:
-        raise Refused(f"there is no study {name!r}; there are: {', '.join(STUDIES)}")
-    try:
-        study = importlib.import_module(f"nettrim.studies.{STUDIES[name]}")
-        from nettrim.studies.records import Records
-    except ImportError as error:
-        raise Refused(f"studies need more packages: pip install 'nettrim[torch,studies]' ({error})") from error
+    study = _module(name)
     if preset not in study.PRESETS:
         raise Refused(f"--preset must be one of {', '.join(study.PRESETS)}; got {preset!r}")
     records = None
     try:
-        records = Records(output / f"{name}.{preset}.jsonl", study.KEY)
+        records = _records(output / f"{name}.{preset}.jsonl", study)
         study.run(
             study.PRESETS[preset], records, output / "weights", lambda line: print(line, file=sys.stderr, flush=True)
         )
     except KeyboardInterrupt:
-        complain(f"interrupted; {len(records.rows)} records are in {records.path}, the same command goes on")
+        count, path = (0, output) if records is None else (len(records.rows), records.path)
+        complain(f"interrupted; {count} records are in {path}, the same command goes on")
         return NOT_CONVERGED
     except (FileNotFoundError, ImportError, ValueError) as error:
         raise Refused(str(error)) from error
     if as_json:
         print(to_json(records.rows))
     else:
-        rows = study.table(records)
-        cells = [tuple(rows[0]), *(tuple(row.values()) for row in rows)]
-        show.print_lines(show.open_console(), [align(cells, left=2), f"records  {records.path}"])
+        _print_tables(study.tables(records), records)
     return CERTIFIED
+
+
+@app.command("table")
+def _table(folder: RecordsOf = Path("study"), as_json: Json = False) -> int:
+    """Print the tables of the studies whose records are in a folder."""
+    found = {path: (study.tables(records), records) for path, study, records in _found(folder)}
+    if as_json:
+        print(to_json({path: tables for path, (tables, _) in found.items()}))
+        return CERTIFIED
+    for k, (tables, records) in enumerate(found.values()):
+        if k:
+            print()
+        _print_tables(tables, records)
+    return CERTIFIED
+
+
+@app.command("plot")
+def _plot(
+    folder: RecordsOf = Path("study"),
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Receives the figures.", show_default="beside the records"),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Draw the figures of the studies whose records are in a folder."""
+    figures: dict[Path, list[Path]] = {}
+    for path, study, records in _found(folder):
+        figures[path] = []
+        if hasattr(study, "plot"):
+            _choose_canvas()
+            target = path.parent if output is None else output
+            target.mkdir(parents=True, exist_ok=True)
+            figures[path] = list(study.plot(records, target))
+    if as_json:
+        print(to_json(figures))
+        return CERTIFIED
+    for path, written in figures.items():
+        lines = [f"written to {file}" for file in written] or [f"{path}: this study has no figures"]
+        show.print_lines(show.open_console(), lines)
+    return CERTIFIED
+
+
+def _module(name: str) -> Any:
+    """The study of a name."""
+    if name not in STUDIES:
+        raise Refused(f"there is no study {name!r}; there are: {', '.join(STUDIES)}")
+    try:
+        return importlib.import_module(f"nettrim.studies.{STUDIES[name]}")
+    except ImportError as error:
+        raise Refused(f"studies need more packages: pip install 'nettrim[torch,studies]' ({error})") from error
+
+
+def _records(path: Path, study: Any) -> Any:
+    from nettrim.studies.records import Records
+
+    return Records(path, study.KEY)
+
+
+def _found(place: Path) -> list[tuple[Path, Any, Any]]:
+    """Path, study and records of each file of a known study in a folder, or of the one file."""
+    pattern = f"NAME.PRESET.jsonl, NAME one of: {', '.join(STUDIES)}"
+    if place.is_file():
+        paths = [place]
+        if _name(place) is None:
+            raise Refused(f"{place} is not called as the records of a study are: {pattern}")
+    elif place.is_dir():
+        # what lies beside the records, other people's files too, is left alone
+        paths = sorted(path for path in place.glob("*.jsonl") if _name(path) is not None)
+        if not paths:
+            raise Refused(f"{place} has no records of a study: {pattern}")
+    else:
+        raise Refused(f"{place} is not there: give a folder with the records of a study, or one file, {pattern}")
+    found = []
+    for path in paths:
+        study = _module(_name(path))
+        try:
+            found.append((path, study, _records(path, study)))
+        except ValueError as error:
+            raise Refused(str(error)) from error
+    return found
+
+
+def _name(path: Path) -> str | None:
+    """The study that a file of records is named after, or None."""
+    parts = path.name.split(".")
+    return parts[0] if len(parts) == 3 and parts[0] in STUDIES and parts[2] == "jsonl" else None
+
+
+def _print_tables(tables: Mapping[str, Sequence[Mapping[str, str]]], records: Any) -> None:
+    """Every table below its title, and where the records are."""
+    lines = []
+    for title, rows in tables.items():
+        lines += [title, "", _aligned(rows) if rows else "no records yet", ""]
+    show.print_lines(show.open_console(), [*lines, f"records  {records.path}"])
+
+
+def _aligned(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows as text: the first column, and those after it that hold words, to the left; the others to the right."""
+    cells = [tuple(rows[0]), *(tuple(row.values()) for row in rows)]
+    columns = list(zip(*cells[1:], strict=True))
+    left = 1
+    while left < len(columns) and not any(_NUMBER.match(cell) for cell in columns[left]):
+        left += 1
+    return align(cells, left=left)
+
+
+def _choose_canvas() -> None:
+    """Figures go to files: no window is opened."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise Refused("figures need matplotlib: pip install 'nettrim[studies]'") from error
+    matplotlib.use("Agg")

@@ -29,7 +29,7 @@ from nettrim.report import write_atomically
 from nettrim.studies import data, models, training
 from nettrim.studies.records import Records, interval
 
-__all__ = ["KEY", "PRESETS", "Case", "Config", "accuracies", "augment", "hashed", "run", "table", "trained"]
+__all__ = ["KEY", "PRESETS", "Case", "Config", "accuracies", "augment", "hashed", "run", "tables", "trained"]
 
 #: what tells records apart
 KEY = ("case", "seed", "scheme", "epsilon", "rounds", "recipe")
@@ -261,8 +261,8 @@ def augment(case: Case) -> training.Augment | None:
     return training.flipped_and_shifted if case.augment else None
 
 
-def table(records: Records) -> list[dict[str, str]]:
-    """A row for each case and run: means over the seeds, with 95 % intervals (Student's t)."""
+def tables(records: Records) -> dict[str, list[dict[str, str]]]:
+    """One table, with a row for each case and run: means over the seeds, with 95 % intervals (Student's t)."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in records.rows:
         epsilon = row["epsilon"]
@@ -287,7 +287,7 @@ def table(records: Records) -> list[dict[str, str]]:
                 ),
             }
         )
-    return rows
+    return {"Real networks: weights kept, and test accuracy in percent": rows}
 
 
 def _percent(values: list[float]) -> str:

@@ -24,7 +24,7 @@ from nettrim.studies import data, training
 from nettrim.studies.networks import Case, accuracies, augment, hashed, trained
 from nettrim.studies.records import Records
 
-__all__ = ["KEY", "PRESETS", "Config", "run", "table"]
+__all__ = ["KEY", "PRESETS", "Config", "run", "tables"]
 
 #: what tells records apart
 KEY = ("case", "seed", "kept", "method", "recipe")
@@ -176,7 +176,7 @@ def _one(
     return row | {"epochs": epochs, "tuned": accuracies(pruned.model, samples)}
 
 
-def table(records: Records) -> list[dict[str, str]]:
+def tables(records: Records) -> dict[str, list[dict[str, str]]]:
     """A row for each network and count: the best of nettrim's methods beside the best rival, chosen by validation."""
     groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for row in records.rows:
@@ -190,7 +190,7 @@ def table(records: Records) -> list[dict[str, str]]:
                 best = max(some, key=lambda row: row[when]["validation"]) if some else None
                 cells[who + title] = "" if best is None else f"{_percent(best[when]['test'])} ({best['method']})"
         rows.append(cells)
-    return rows
+    return {"Equal counts: test accuracy in percent": rows}
 
 
 def _percent(value: float) -> str:
