@@ -10,6 +10,7 @@ import re
 import statistics
 from pathlib import Path
 
+import study_tables
 from common import read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -547,6 +548,8 @@ def main() -> None:
         (generated.parent / "networks_study.md").write_text("\n".join(rows))
     if rows := compared(ROOT / "bench" / "results" / "pruners.cpu.jsonl"):
         (generated.parent / "pruners_study.md").write_text("\n".join(rows))
+    for name, lines in study_tables.pages(ROOT / "bench" / "results").items():
+        (generated.parent / f"{name}.md").write_text("\n".join(lines))
     readme = ROOT / "README.md"
     if readme.exists() and (lines := lenet(ROOT / "bench" / "results" / "pruners.cpu.jsonl")):
         replace(readme, "lenet", lines)

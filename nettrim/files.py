@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nettrim.archives import Archive, open_npz
 from nettrim.report import to_json, write_atomically
 from nettrim.solution import Solution
 
@@ -31,56 +32,29 @@ class Refused(Exception):
 
 def load(path: Path, required: Sequence[str], optional: Sequence[str]) -> dict[str, np.ndarray]:
     """Named arrays of an npz file; never unpickles."""
-    with _opened(path) as bundle:
-        missing = [name for name in required if name not in bundle.files]
+    with _opened(path) as archive:
+        missing = [name for name in required if name not in archive.names]
         if missing:
-            held = ", ".join(sorted(bundle.files)) or "nothing"
+            held = ", ".join(sorted(archive.names)) or "nothing"
             raise Refused(f"{path} lacks {' and '.join(missing)}; it holds {held}")
-        return {name: _member(bundle, name, path) for name in (*required, *optional) if name in bundle.files}
+        return {name: archive.read(name) for name in (*required, *optional) if name in archive.names}
 
 
 def names(path: Path) -> list[str]:
     """Names of the arrays in an npz file, sorted."""
-    with _opened(path) as bundle:
-        return sorted(bundle.files)
+    with _opened(path) as archive:
+        return sorted(archive.names)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    import zipfile
-
-    if path.is_dir():
-        raise Refused(f"{path} is a folder, not an .npz file")
+def _opened(path: Path) -> Iterator[Archive]:
     try:
-        with open(path, "rb") as file:
-            if file.read(2) != b"PK":
-                raise Refused(f"{path} is not an .npz file (a zip of arrays, as numpy.savez writes it)")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as bundle:
-                yield bundle
+        with open_npz(path) as archive:
+            yield archive
     except FileNotFoundError as error:
         raise Refused(f"{path} does not exist") from error
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise Refused(f"{path} is not a readable .npz file: {error}") from error
-
-
-def _member(bundle: Any, name: str, path: Path) -> np.ndarray:
-    import zipfile
-    import zlib
-
-    try:
-        array = bundle[name]
     except ValueError as error:
-        if "allow_pickle" in str(error):
-            raise Refused(
-                f"{name} in {path} is an array of Python objects, which would need pickle: refused"
-            ) from error
-        raise Refused(f"{name} in {path} cannot be read: {error}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
-        raise Refused(f"{name} in {path} cannot be read: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise Refused(f"{name} in {path} is not an array")
-    return array
+        raise Refused(str(error)) from error
 
 
 def check_output(output: Path, problem_file: Path) -> None:

@@ -14,10 +14,11 @@ import nettrim as nt
 from nettrim.bounds import coresets as bounds
 from nettrim.bounds.importance import check_assumption, spread
 from nettrim.bounds.labels import epsilon_for, guaranteed
-from nettrim.bounds.last_layer import last_layer
 from nettrim.pruners.card import neuron_rows, weight_rows
 from nettrim.pruners.coresets import deterministic_weights, random_weights
+from nettrim.pruners.magnitude import magnitude
 from nettrim.pruners.neuron_coreset import input_radius, neuron_importances, neurons
+from nettrim.sparsity import Unstructured
 from nettrim.studies import training
 from nettrim.studies.coreset_networks import Layers, layers, linear, put, with_ones
 from nettrim.studies.data import DataSet
@@ -29,13 +30,14 @@ SPARSITIES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95)
 TUNED = (0.5, 0.8, 0.9, 0.95)
 SCALES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 EPSILONS = (0.7, 0.5, 0.35, 0.25, 0.18, 0.13, 0.09, 0.06, 0.04, 0.025, 0.015)
+DENSITIES = (0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.55, 0.75)
 #: training samples that importances are drawn from, and that Net-Trim solves on
 CALIBRATION = 5000
 Rows = list[dict[str, Any]]
 
 
 def weights(model: nn.Sequential, samples: DataSet, seed: int, epochs: int) -> Rows:
-    """Coresets of the last layer's weights that guarantee shares of the labels (Figures 2 and 6), beside Net-Trim."""
+    """Coresets of the last layer's weights that guarantee shares of the labels (Figures 2 and 6), beside Net-Trim's."""
     calibration, judged, labels = _last(model, samples)
     W, X, V = judged.W_out, calibration.hidden, judged.hidden
     assumption = check_assumption(W, X).share
@@ -48,36 +50,50 @@ def weights(model: nn.Sequential, samples: DataSet, seed: int, epochs: int) -> R
         for share in SHARES
         for row in weight_rows(W, X, labels, share, judged=V, seed=seed)
     ]
-    return rows + [{"share": share, **about, **row} for share, row in _net_trim(W, X, V, labels)]
+    return rows + [{"share": share, **about, **row} for share, row in _by_residuals(W, X, V, labels, seed)]
 
 
-def _net_trim(W: np.ndarray, X: np.ndarray, V: np.ndarray, labels: np.ndarray) -> list[tuple[float, dict[str, Any]]]:
-    """The sparsest of Net-Trim's layers whose own residuals guarantee each share of the labels."""
+def _by_residuals(
+    W: np.ndarray, X: np.ndarray, V: np.ndarray, labels: np.ndarray, seed: int
+) -> list[tuple[float, dict[str, Any]]]:
+    """The sparsest layers of three methods whose own residuals, on the judged samples, guarantee each share."""
+    path = nt.path(X, W.T @ X, epsilons=EPSILONS, omega="linear")
+    counts = [min(round(d * W.size), int(np.count_nonzero(W))) for d in DENSITIES]
+    made = {
+        "Net-Trim": [(epsilon, one.W) for epsilon, one in zip(EPSILONS, path, strict=True)],
+        "deterministic weights": [(n / W.size, deterministic_weights(W, X, nnz=n, seed=seed).W) for n in counts],
+        "magnitude": [(n / W.size, magnitude(W, Unstructured(n))) for n in counts],
+    }
+    return [(s, row) for name, found in made.items() for s, row in _sparsest(name, found, W, V, labels)]
+
+
+def _sparsest(
+    name: str, found: list[tuple[float, np.ndarray]], W: np.ndarray, V: np.ndarray, labels: np.ndarray
+) -> list[tuple[float, dict[str, Any]]]:
+    """Of layers in the order of their counts the first that guarantees each share."""
     positive, negative = spread(W, V)
     logits, both = positive - negative, positive + negative
     right = logits.argmax(0) == labels
-    found: list[dict[str, Any]] = []
-    for epsilon, solution in zip(EPSILONS, nt.path(X, W.T @ X, epsilons=EPSILONS, omega="linear"), strict=True):
-        left = solution.W.T.astype(np.float64) @ V
-        sure = guaranteed(logits, np.abs(left - logits))[right].mean()
-        ball = last_layer(X, W.T @ X, solution.W, epsilon * float(np.linalg.norm(W.T @ X)))
-        found.append(
+    rows: list[dict[str, Any]] = []
+    for asked, pruned in found:
+        left = pruned.T.astype(np.float64) @ V
+        error = np.abs(left - logits)
+        rows.append(
             {
-                "method": "Net-Trim",
+                "method": name,
                 "translation": "residuals",
-                "asked": epsilon,
+                "asked": asked,
                 "draws": 0,
-                "density": solution.density,
-                "nnz": int(np.count_nonzero(solution.W)),
-                "guaranteed": float(sure),
-                "by_ball": ball.by_ball / ball.samples,
+                "density": np.count_nonzero(pruned) / pruned.size,
+                "nnz": int(np.count_nonzero(pruned)),
+                "guaranteed": float(guaranteed(logits, error)[right].mean()),
                 "kept": float((left.argmax(0) == logits.argmax(0))[right].mean()),
                 "accuracy": float((left.argmax(0) == labels).mean()),
-                "relative": _summary(np.abs(left - logits) / np.abs(logits)),
-                "of_halves": _summary(np.abs(left - logits) / both),
+                "relative": _summary(error / np.abs(logits)),
+                "of_halves": _summary(error / both),
             }
         )
-    chosen = [(s, next((row for row in found if row["guaranteed"] >= s), None)) for s in SHARES]
+    chosen = [(s, next((row for row in rows if row["guaranteed"] >= s), None)) for s in SHARES]
     return [(s, row) for s, row in chosen if row is not None]
 
 

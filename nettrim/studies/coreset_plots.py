@@ -19,7 +19,9 @@ METHODS = {
     ("deterministic weights", "signed"): ("deterministic weights", GREEN, "-"),
     ("deterministic weights, 3K", "median Delta"): ("deterministic, as printed", GREEN, ":"),
     ("neurons", "hoeffding"): ("neurons", PINK, "-"),
-    ("Net-Trim", "residuals"): ("Net-Trim, its residuals", BLUE, "-"),
+    ("magnitude", "residuals"): ("magnitude, by residuals", GREY, "--"),
+    ("deterministic weights", "residuals"): ("deterministic, by residuals", GREEN, "--"),
+    ("Net-Trim", "residuals"): ("Net-Trim, by residuals", BLUE, "--"),
 }
 
 
@@ -93,7 +95,7 @@ def _guarantees(figure: Any, records: Records, network: str) -> bool:
             _line(axes, rows, lambda row: 100 * row["share"], lambda row: 100 * row["density"], *style)
         axes.set(title=f"{network}, {case}", xlabel="correct labels guaranteed, %", ylim=(0, 103))
     panels[0].set_ylabel("weights or neurons left, %")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return True
 
 
@@ -107,7 +109,7 @@ def _counts(figure: Any, records: Records, network: str) -> bool:
     left, right = figure.subplots(1, 2)
     for (method, _), (label, colour, _) in METHODS.items():
         found = groups.get((method,), [])
-        if not found or method == "deterministic weights, 3K":
+        if not found or label.endswith(("as printed", "residuals")):
             continue
 
         def of(field: str) -> Callable[[Row], float]:

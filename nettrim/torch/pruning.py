@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from nettrim import __version__
+from nettrim.archives import open_npz
 from nettrim.budget import Allocation
 from nettrim.flow import SCHEMES
 from nettrim.how import How
@@ -293,7 +295,10 @@ class _Run:
         made = json.loads(to_json(_plain(made)))
         path = self.directory / "run.json"
         if path.exists():
-            earlier = json.loads(path.read_text())
+            try:
+                earlier = dict(json.loads(path.read_text()))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path} is damaged ({error}): delete the folder, or choose another") from error
             other = [name for name in made.keys() | earlier.keys() if made.get(name) != earlier.get(name)]
             if other:
                 raise ValueError(
@@ -310,10 +315,11 @@ class _Run:
         module = self.programs.pruned.get_submodule(target.name)
         # in the cascade scheme what comes after a layer was solved for what it put out
         if path is not None and path.exists() and not (cascade and self.solved):
-            with np.load(path, allow_pickle=False) as kept:
-                report = LayerReport(**json.loads(str(kept["report"])))
-                _assign(module, kept["weight"], kept["bias"] if "bias" in kept else None)
-            return report
+            kept = _finished(path, module)
+            if kept is not None:
+                report, weight, bias = kept
+                _assign(module, weight, bias)
+                return report
         self.solved = True
         layer = layer_of(target)
         # of a radius that the count replaces
@@ -371,6 +377,21 @@ def _errors(
 def _rounded(a: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """As a module of that dtype holds it."""
     return torch.from_numpy(np.ascontiguousarray(a)).to(dtype).to(torch.promote_types(dtype, torch.float32)).numpy()
+
+
+def _finished(path: Path, module: Any) -> tuple[LayerReport, np.ndarray, np.ndarray | None] | None:
+    """Report, weight and bias of a layer that was finished earlier; None, with a warning, if the file is damaged."""
+    try:
+        with open_npz(path) as archive:
+            report = LayerReport(**json.loads(str(archive.read("report"))))
+            weight = archive.read("weight")
+            bias = archive.read("bias") if "bias" in archive.names else None
+        if weight.shape != tuple(module.weight.shape):
+            raise ValueError(f"its weight is {weight.shape}, the layer's {tuple(module.weight.shape)}")
+    except (ValueError, TypeError) as error:
+        warnings.warn(f"{path} is damaged, so that its layer is solved again: {error}", stacklevel=2)
+        return None
+    return report, weight, bias
 
 
 def _assign(module: Any, weight: np.ndarray, bias: np.ndarray | None) -> None:
