@@ -35,6 +35,10 @@ STUDIES = {
     "pruners": "pruners",
     "probabilistic": "probabilistic",
     "coreset-report": "coreset_report",
+    "dp-phases": "dp_phases",
+    "dp-noise-clip": "dp_noise_clip",
+    "dp-prune": "dp_prune",
+    "landscape": "landscape",
 }
 
 _NUMBER = re.compile(r"[-+<>~.]*\d")

@@ -1,0 +1,6 @@
+"""What networks give away of their data, as attacks measure it, and training that bounds it; needs PyTorch.
+
+`layers` and `inversion` look for the image behind a representation, `images` says how near it is and whether the attack
+was strong enough to conclude anything, `membership` tells members of the training set from others, and `iterative`
+prunes as the networks of paper 000 are pruned. An attack that fails proves nothing about a better one.
+"""

@@ -1,0 +1,52 @@
+"""What the tables and figures of the studies of DP-SGD share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from nettrim.studies.records import interval
+
+__all__ = ["COLOURS", "Rows", "draw", "grouped", "mean"]
+
+#: Okabe and Ito's
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+Rows = list[dict[str, Any]]
+
+
+def mean(values: Iterable[float], digits: int = 3, scale: float = 1.0) -> str:
+    """Mean and half the 95 % interval (Student's t), as text; one value alone without; nothing for none."""
+    found = [scale * value for value in values]
+    if not found:
+        return ""
+    middle, half = interval(found)
+    return f"{middle:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+
+
+def grouped(rows: Rows, *names: str) -> dict[tuple, Rows]:
+    """Rows by their fields of these names and their recipe, which is never mixed; in the order of the rows."""
+    groups: dict[tuple, Rows] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in (*names, "recipe")), []).append(row)
+    return groups
+
+
+def draw(path: Path, panels: int, fill: Callable[[list[Any]], object]) -> Path:
+    """A figure with panels beside each other, filled and written; the caller's plots and backend are left alone."""
+    from matplotlib.figure import Figure
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(4.6 * panels, 3.8), layout="constrained")
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    fill(axes)
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(color="#e6e9ec")
+    handles = {label: h for panel in axes for h, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
+    figure.savefig(path, dpi=110)
+    return path
