@@ -1,8 +1,8 @@
 """A linear network on a signal and on noise: what gradient flow leaves on the noise (Theorem 3.3).
 
 Watson et al., "Inference and Interference", section 3.2. A label y is -1 or 1, each as likely; an input has ``d_s``
-entries ``y v + sigma z`` and ``d_n`` entries ``sigma z``, all z standard normal. The network ``f(x) = W2 W1 x`` has W2 of
-(1, m) and W1 = (Ws Wn) of (m, d_s + d_n). Its squared error over the whole population depends on w = W2 W1 only,
+entries ``y v + sigma z`` and ``d_n`` entries ``sigma z``, all z standard normal. The network ``f(x) = W2 W1 x`` has W2
+of (1, m) and W1 = (Ws Wn) of (m, d_s + d_n). Its squared error over the whole population depends on w = W2 W1 only,
 
     L = E (f(x) - y)^2 / 2 = (w A w' - 2 w b + 1) / 2,     A = b b' + sigma^2 I,     b = (v, 0),
 

@@ -6,9 +6,10 @@ A step, of the examples of a batch with per-example gradients g_i and masks m (1
     g_i <- g_i min(1, C / ||g_i||)            clipped: one norm over all parameters
     g   <- (sum_i g_i + sigma C m z) / B      noisy: z standard normal, B the EXPECTED size of a batch
 
-(Abadi et al. 2016, Algorithm 1). Watson et al., "Inference and Interference", section 2.1, print a covariance C
-sigma^2 of the noise; the standard deviation is sigma C, hence the covariance (sigma C)^2. Batches are drawn by Poisson sampling, which
-is what the accountant assumes, and are divided by the size that is expected, since the actual one is private.
+(Abadi et al. 2016, Algorithm 1). Watson et al., "Inference and Interference", section 2.1, print a covariance C sigma^2
+of the noise; the standard deviation is sigma C, hence the covariance (sigma C)^2. Batches are drawn by Poisson
+sampling, which is what the accountant assumes, and are divided by the size that is expected, since the actual one is
+private.
 """
 
 from __future__ import annotations

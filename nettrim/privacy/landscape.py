@@ -1,9 +1,9 @@
 """The loss between two trained networks, and around one: instability, random directions, norms.
 
 Watson et al., "Inference and Interference", Definition 2.3 and section 4.1.2, after Frankle et al. (2020). The
-instability of two networks is the largest loss on the straight line between their parameters minus the MEAN of the losses at its ends;
-it is about zero if both are on the same floor. Random directions are as the paper has them: normal vectors over all
-parameters, scaled to one length, without a norm for each filter.
+instability of two networks is the largest loss on the straight line between their parameters minus the MEAN of the
+losses at its ends; it is about zero if both are on the same floor. Random directions are as the paper has them: normal
+vectors over all parameters, scaled to one length, without a norm for each filter.
 """
 
 from __future__ import annotations
