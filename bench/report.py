@@ -553,6 +553,9 @@ def main() -> None:
     readme = ROOT / "README.md"
     if readme.exists() and (lines := lenet(ROOT / "bench" / "results" / "pruners.cpu.jsonl")):
         replace(readme, "lenet", lines)
+    coresets = ROOT / "bench" / "results" / "coreset-report.cpu.jsonl"
+    if readme.exists() and coresets.exists():
+        replace(readme, "coresets", study_tables.guaranteed(coresets))
     if readme.exists() and (record := read("structured")):
         replace(readme, "structured", shrunk(record))
     if readme.exists() and (record := read("pruners")):
