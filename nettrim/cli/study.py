@@ -39,6 +39,8 @@ STUDIES = {
     "dp-noise-clip": "dp_noise_clip",
     "dp-prune": "dp_prune",
     "landscape": "landscape",
+    "inversion": "inversion",
+    "leakage": "leakage",
 }
 
 _NUMBER = re.compile(r"[-+<>~.]*\d")

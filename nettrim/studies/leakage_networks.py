@@ -1,0 +1,262 @@
+"""The networks of the leakage study: one trained network, made sparse in every way that the project knows.
+
+All are LeNet-5, trained on the same samples. `members` are the samples that the trained network, and all that is made
+of it, have seen; the reference networks of the membership attack have seen others.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import nettrim.torch as ntt
+from nettrim.bounds.importance import importances, samples_needed, totals
+from nettrim.privacy.dp_sgd import Mechanism, PoissonBatches, PrivacySpent, dp_sgd, epsilon
+from nettrim.privacy.iterative import Recipe, iterative, prunable
+from nettrim.pruners.coresets import deterministic_weights, random_weights
+from nettrim.pruners.neuron_coreset import input_radius, neurons
+from nettrim.sparsity import Unstructured, global_counts
+from nettrim.studies import models, training
+from nettrim.studies.data import DataSet
+
+__all__ = ["METHODS", "Made", "Setting", "dense_of", "make", "private", "tune"]
+
+#: columns of a convolution's inputs, and samples, that coresets are drawn from
+COLUMNS, CALIBRATION = 2000, 1000
+Part = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained, and how.
+
+    Attributes
+    ----------
+    recipe : Recipe
+        Of the dense network and of iterative pruning.
+    members : int
+        Training samples, the first ones; the others are for the references.
+    calibration : int
+        Of them, for Net-Trim.
+    tuning : int
+        Epochs of fine-tuning.
+    private_epochs, private_size : int
+        Of DP-SGD; the expected batch.
+    targets : tuple of float
+        Its epsilons.
+    delta : float
+    """
+
+    recipe: Recipe
+    members: int = 30_000
+    calibration: int = CALIBRATION
+    tuning: int = 2
+    private_epochs: int = 10
+    private_size: int = 512
+    targets: tuple[float, ...] = (8.0, 1.0)
+    delta: float = 1e-5
+
+
+@dataclass
+class Made:
+    """A network that was pruned, and what its method says of it.
+
+    Attributes
+    ----------
+    model : nn.Sequential
+    seconds : float
+    certified : float or None
+        Relative error of the outputs on the calibration samples that is proven.
+    largest : float or None
+        Of coresets, the largest relative error that a theorem states for a neuron; 1 or more says nothing.
+    privacy : str
+        Of DP-SGD, what it has spent.
+    tuned : bool
+        Whether training goes on after it: private training and iterative pruning have had theirs.
+    about : dict
+    """
+
+    model: nn.Sequential
+    seconds: float = 0.0
+    certified: float | None = None
+    largest: float | None = None
+    privacy: str = ""
+    tuned: bool = True
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def dense_of(setting: Setting, samples: DataSet, folder: Path) -> tuple[nn.Sequential, dict[float, nn.Sequential]]:
+    """The trained network, and what iterative pruning makes of it, by the rounded fraction that is kept."""
+    x, y = _members(setting, samples)
+    torch.manual_seed(setting.recipe.seed)
+    model, rounds = models.lenet5(), {}
+    for made in iterative(model, x, y, setting.recipe, folder):
+        rounds[round(made.kept / made.weights, 3)] = copy.deepcopy(model)
+    return rounds[1.0], rounds
+
+
+def make(method: str, dense: nn.Sequential, kept: float, setting: Setting, samples: DataSet) -> Made:
+    """Prune a copy of the trained network.
+
+    Raises
+    ------
+    ValueError
+        The method cannot keep so few weights; the message says what it can.
+    """
+    return METHODS[method](copy.deepcopy(dense), kept, setting, samples)
+
+
+def _random(model: nn.Sequential, kept: float, setting: Setting, samples: DataSet) -> Made:
+    rng = np.random.default_rng(setting.recipe.seed)
+    for weight in prunable(model).values():
+        W = weight.detach().numpy()
+        _keep(weight, Unstructured(round(kept * W.size)).mask(rng.random(W.size).reshape(1, -1)).reshape(W.shape))
+    return Made(model)
+
+
+def _magnitude(model: nn.Sequential, kept: float, setting: Setting, samples: DataSet) -> Made:
+    weights = list(prunable(model).values())
+    sizes = [np.abs(w.detach().numpy()) for w in weights]
+    total = sum(s.size for s in sizes)
+    for weight, size, count in zip(weights, sizes, global_counts(sizes, round(kept * total)), strict=True):
+        _keep(weight, Unstructured(count).mask(size.reshape(1, -1)).reshape(size.shape))
+    return Made(model)
+
+
+def _net_trim(scheme: str, rounds: int) -> Callable[..., Made]:
+    def run(model: nn.Sequential, kept: float, setting: Setting, samples: DataSet) -> Made:
+        x, _ = _members(setting, samples)
+        loader = list(torch.from_numpy(x[: setting.calibration]).split(200))
+        densities = ntt.allocate(model, loader, kept)
+        pruned = ntt.prune(model, loader, density=densities, scheme=scheme, rounds=rounds, feas_tol=1e-3)
+        bound = pruned.reports[-1].bound
+        certified = bound if bound is not None and math.isfinite(bound) else None
+        assert isinstance(pruned.model, nn.Sequential)
+        return Made(pruned.model, certified=certified, about={"left": pruned.kept})
+
+    return run
+
+
+def _coreset(prune: Callable[..., Any]) -> Callable[..., Made]:
+    def run(model: nn.Sequential, kept: float, setting: Setting, samples: DataSet) -> Made:
+        x, _ = _members(setting, samples)
+        largest = 0.0
+        for module, X in _inputs(model, x[: setting.calibration]):
+            W = module.weight.detach().numpy().reshape(len(module.weight), -1).T
+            # a sampled coreset has a weight of every half at least, and of no weight without importance
+            s = importances(W, X[:, : samples_needed(W.size, 0.5)])
+            fewest, most = np.count_nonzero(totals(W, s)), np.count_nonzero(s)
+            count = int(np.clip(round(kept * W.size), fewest, most))
+            core = prune(W, X, nnz=count, seed=setting.recipe.seed)
+            largest = max(largest, float(core.epsilon.max()))
+            with torch.no_grad():
+                module.weight.copy_(torch.from_numpy(core.W.T.reshape(module.weight.shape).copy()))
+        return Made(model, largest=largest)
+
+    return run
+
+
+def _neurons(model: nn.Sequential, kept: float, setting: Setting, samples: DataSet) -> Made:
+    x, _ = _members(setting, samples)
+    linear = [module for module in model if isinstance(module, nn.Linear)]
+    convolutions = sum(w.numel() for w in prunable(model).values() if w.ndim == 4)
+    # first, second and last layer after a part c of the neurons of either hidden layer is kept
+    a, b, d = linear[0].weight.numel(), linear[1].weight.numel(), linear[2].weight.numel()
+    wanted = kept * (convolutions + a + b + d) - convolutions
+    part = (-(a + d) + math.sqrt((a + d) ** 2 + 4 * b * max(wanted, 0))) / (2 * b)
+    if wanted <= 0 or part * linear[1].out_features < 1:
+        lowest = (convolutions + (a + d) / 84 + b / 84**2) / (convolutions + a + b + d)
+        raise ValueError(f"neurons of the linear layers alone: at least {lowest:.1%} of the weights are kept")
+    inputs = {id(module): X for module, X in _inputs(model, x[: setting.calibration])}
+    largest = 0.0
+    for one, two in pairwise(linear):
+        W_in = np.vstack([one.weight.detach().numpy().T, one.bias.detach().numpy()])
+        radius = input_radius(inputs[id(one)], bias=True)
+        count = max(1, round(part * one.out_features))
+        core = neurons(W_in, two.weight.detach().numpy().T, radius, count=count, seed=setting.recipe.seed)
+        kept_neurons = torch.from_numpy(core.kept)
+        with torch.no_grad():
+            two.weight.copy_(torch.from_numpy(core.W_out.T.copy()))
+            one.weight[~kept_neurons] = 0
+            one.bias[~kept_neurons] = 0
+        largest = max(largest, core.epsilon)
+    return Made(model, about={"additive": largest})
+
+
+METHODS: dict[str, Callable[..., Made]] = {
+    "random": _random,
+    "magnitude": _magnitude,
+    "Net-Trim, parallel": _net_trim("parallel", 1),
+    "Net-Trim, cascade": _net_trim("cascade", 1),
+    "Net-Trim, reweighted": _net_trim("parallel", 4),
+    "coreset, random weights": _coreset(random_weights),
+    "coreset, deterministic weights": _coreset(deterministic_weights),
+    "coreset, neurons": _neurons,
+}
+
+
+def private(setting: Setting, samples: DataSet, target: float, masks: dict[str, np.ndarray] | None = None) -> Made:
+    """LeNet-5 trained by DP-SGD from the start, within an epsilon; a mask that was learned is not paid for by it."""
+    x, y = _members(setting, samples)
+    torch.manual_seed(setting.recipe.seed)
+    model = models.lenet5()
+    batches = PoissonBatches(x, y, setting.private_size, setting.recipe.seed)
+    steps = setting.private_epochs * len(batches)
+    sigma, spent = _noise_for(target, steps, batches.rate, setting.delta, masks is not None)
+    dp_sgd(model, batches, setting.private_epochs, 1.0, Mechanism(1.0, sigma), masks, setting.recipe.seed)
+    return Made(model, privacy=str(spent), tuned=False, about={"sigma": sigma, "epsilon": spent.epsilon})
+
+
+def _noise_for(target: float, steps: int, rate: float, delta: float, masked: bool) -> tuple[float, PrivacySpent]:
+    """The smallest sigma, to a hundredth, that keeps to an epsilon."""
+    low, high = 0.3, 50.0
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        spent = epsilon(steps, rate, middle, delta, masked, "rdp")
+        low, high = (low, middle) if spent.epsilon <= target else (middle, high)
+    return high, epsilon(steps, rate, high, delta, masked, "rdp")
+
+
+def tune(model: nn.Sequential, setting: Setting, samples: DataSet) -> None:
+    """Train what is left as the dense network was."""
+    masks = {name: weight.detach() != 0 for name, weight in prunable(model).items()}
+    batches = training.Batches(*_members(setting, samples), setting.recipe.size, setting.recipe.seed)
+    training.sgd(model, batches, setting.tuning, setting.recipe.rate, setting.recipe.momentum, masks=masks)
+
+
+def _members(setting: Setting, samples: DataSet) -> Part:
+    x, y = samples.train
+    return x[: setting.members], y[: setting.members]
+
+
+def _keep(weight: torch.Tensor, mask: np.ndarray) -> None:
+    with torch.no_grad():
+        weight.mul_(torch.from_numpy(mask))
+
+
+def _inputs(model: nn.Sequential, x: np.ndarray) -> list[tuple[Any, np.ndarray]]:
+    """Each linear and convolution layer and its inputs (N, columns), windows of convolutions chosen at random."""
+    rng, h = np.random.default_rng(0), torch.from_numpy(x)
+    found: list[tuple[Any, np.ndarray]] = []
+    with torch.no_grad():
+        for module in model:
+            if isinstance(module, nn.Linear):
+                found.append((module, h.numpy().T.copy()))
+            elif isinstance(module, nn.Conv2d):
+                padding: Any = module.padding
+                windows = nn.functional.unfold(h, module.kernel_size, padding=padding, stride=module.stride)
+                columns = windows.transpose(0, 1).flatten(1).numpy()
+                # where nothing enters, nothing is decided
+                columns = columns[:, columns.any(0)]
+                found.append((module, columns[:, rng.choice(columns.shape[1], COLUMNS, replace=False)]))
+            h = module(h)
+    return found
