@@ -29,7 +29,7 @@ def test_table_and_json_agree(layer, capsys):
     for row in found["coresets"]:
         assert f"{row['density']:.1%}" in text and (f"{row['draws']:,}" in text or row["draws"] == 0)
         if row["translation"] == "signed":
-            assert row["guaranteed"] >= 0.8 - 1e-9 and row["kept"] >= row["guaranteed"]
+            assert row["guaranteed"] >= 0.8 - 1e-9 and row["unchanged"] >= row["guaranteed"]
     assert 0 <= found["assumption_fails_for"] <= 1 and found["delta_median"] >= 1
 
 
@@ -39,13 +39,19 @@ def test_residuals_of_a_solution(layer, capsys):
     capsys.readouterr()
     assert cli.main(["bounds", problem, solution, "--json"]) == 0
     pruned = json.loads(capsys.readouterr().out)["pruned"]
-    assert 0 < pruned["by_ball"] <= pruned["by_residuals"] <= pruned["kept"] <= pruned["samples"] == 400
+    assert 0 < pruned["by_ball"] <= pruned["by_residuals"] <= pruned["unchanged"] <= 1 and pruned["samples"] == 400
     # without the dense weights there are no coresets
     with np.load(problem) as held:
         np.savez(layer / "outputs.npz", X=held["X"], Y=held["Y"])
     assert cli.main(["bounds", str(layer / "outputs.npz"), solution]) == 0
     text = capsys.readouterr().out
-    assert "coreset" not in text and f"{pruned['by_ball'] / 400:.2%}" in text
+    assert "coreset" not in text and f"{pruned['by_ball']:.2%}" in text
+    # pruned weights of any origin, without what `solve` writes beside them
+    with np.load(solution) as held:
+        np.savez(layer / "bare.npz", W=held["W"])
+    assert cli.main(["bounds", str(layer / "outputs.npz"), str(layer / "bare.npz"), "--json"]) == 0
+    bare = json.loads(capsys.readouterr().out)["pruned"]
+    assert bare["by_residuals"] == pruned["by_residuals"] and bare["by_ball"] >= pruned["by_ball"]
 
 
 def test_wrong_files(layer, capsys):
@@ -57,10 +63,18 @@ def test_wrong_files(layer, capsys):
         ({"labels": arrays["labels"][:5]}, "labels must be 400 integers"),
         ({"labels": arrays["labels"] * 1.5}, "labels must be 400 integers"),
         ({"W": None, "Y": None}, "lacks W"),
+        ({"W": None}, "with Y, give OUT.npz to judge it"),
+        ({"Y": np.maximum(arrays["Y"], 0)}, "is not W^T X: they differ by"),
+        ({"X": arrays["X"][:-1], "W": arrays["W"][:-1]}, "is not W^T X: they differ by"),
+        ({"Y": arrays["Y"][:2]}, "must be 4 x 400"),
     ):
         np.savez(layer / "wrong.npz", **{k: v for k, v in (arrays | change).items() if v is not None})
         assert cli.main(["bounds", str(layer / "wrong.npz")]) == 1
         assert message in capsys.readouterr().err
-    for options, message in ((["--share", "0"], "share must be in"), (["--delta", "1"], "delta must be in")):
+    for options, message in (
+        (["--share", "0"], "share must be in"),
+        (["--delta", "1"], "delta must be in"),
+        (["--seed", "-1"], "seed must be"),
+    ):
         assert cli.main(["bounds", str(layer / "layer.npz"), *options]) == 1
         assert message in capsys.readouterr().err

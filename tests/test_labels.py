@@ -142,6 +142,11 @@ def test_errors_that_are_the_same_for_all_samples():
     np.testing.assert_allclose(carry(W[1], np.array([[0.5], [0.25]]), 0.1), [[1.85]])
     with pytest.raises(ValueError, match="own must have a bound for each"):
         bubble_up(W, [np.zeros((2, 1))])
+    for own in (-1.0, np.full((1, 1), -1.0)):
+        with pytest.raises(ValueError, match="must not be negative"):
+            carry(W[1], np.array([[0.5], [0.25]]), own)
+    with pytest.raises(ValueError, match="must not be negative"):
+        bubble_up(W[:1], [np.full((2, 1), -1.0)])
     with pytest.raises(ValueError, match="error must have a row for each"):
         carry(W[1], np.zeros((3, 1)))
 
@@ -174,12 +179,19 @@ def test_last_layer_of_a_solution():
     Y = rng.standard_normal((21, 5)).T @ X
     solution = nt.solve(X, Y, epsilon=0.1, omega="linear", gap_tol=1e-6, feas_tol=1e-6)
     found = last_layer(X, Y, solution.W, radius=0.1 * np.linalg.norm(Y))
-    assert 0 < found.by_ball <= found.by_residuals <= found.kept <= found.samples == 300
+    assert 0 < found.by_ball <= found.by_residuals <= found.unchanged <= found.samples == 300
     assert last_layer(X, Y, solution.W).radius == pytest.approx(found.radius, rel=1e-4)
     exact = last_layer(X, Y, np.linalg.lstsq(X.T, Y.T, rcond=None)[0], radius=0.0)
-    assert exact.by_ball == exact.kept == 300
+    assert exact.by_ball == exact.unchanged == 300
+    # weights outside of the ball: their own distance counts
+    other = last_layer(X, Y, 0.5 * solution.W, radius=0.0)
+    assert other.radius > 0 and other.by_ball <= other.by_residuals <= other.unchanged
     with pytest.raises(ValueError, match="do not fit"):
         last_layer(X, Y[:2], solution.W)
+    with pytest.raises(ValueError, match="W contains NaN"):
+        last_layer(X, Y, np.nan * solution.W)
+    with pytest.raises(ValueError, match="at least two classes"):
+        ball_flips(Y[:1], 1.0)
 
 
 @given(seeds)

@@ -43,7 +43,7 @@ def test_what_is_guaranteed_is_kept(folder):
         for row in record["rows"] if record["part"] == "weights" else []:
             if row["translation"] == "residuals":
                 # residuals of the judged samples themselves: no probability is involved
-                assert row["guaranteed"] >= row["share"] - 1e-9 and row["kept"] >= row["guaranteed"]
+                assert row["guaranteed"] >= row["share"] - 1e-9 and row["unchanged"] >= row["guaranteed"]
             elif row["translation"] == "signed":
                 assert row["guaranteed"] >= row["share"] - 1e-9
             seen += 1

@@ -10,7 +10,9 @@ and its importance s_j is the largest g_j(x) over samples (paper 001, Algorithms
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +24,7 @@ __all__ = [
     "draw_samples",
     "halves",
     "importances",
+    "missed",
     "samples_needed",
     "spread",
     "totals",
@@ -29,8 +32,6 @@ __all__ = [
 
 #: K and K' of Assumption A.3, as the paper sets them
 CDF_RATIO, CDF_EXPONENT = 2.0, 3.0
-#: entries of a block of shares, which bounds the memory
-_BLOCK = 4_000_000
 
 
 def halves(W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -60,14 +61,11 @@ def importances(W: np.ndarray, X: np.ndarray) -> np.ndarray:
         Wrong input; the message names the argument.
     """
     check_layer(W, X)
-    X = X.astype(np.float64, copy=False)
     found = np.zeros(W.shape)
-    for half in halves(W):
-        outputs = half.T @ X
-        for m in range(W.shape[1]):
-            rows = np.flatnonzero(half[:, m])
-            for shares in _shares(half[rows, m], X[rows], outputs[m]):
-                found[rows, m] = np.maximum(found[rows, m], shares.max(axis=1))
+    for _, m, rows, sizes, X64, inverse in _neurons(W, X):
+        largest = np.empty(rows.size)
+        _kernels().largest(X64, rows, inverse, largest)
+        found[rows, m] = sizes * largest
     # rounding of the sum
     return np.minimum(found, 1)
 
@@ -101,6 +99,25 @@ def samples_needed(weights: int, delta: float, exponent: float = CDF_EXPONENT) -
     """
     check_delta(delta)
     return max(1, int(np.ceil(exponent * np.log(2 * max(weights, 1) / delta))))
+
+
+def missed(weights: int, samples: int, exponent: float = CDF_EXPONENT) -> float:
+    """Probability that some weight's largest share is more than K times its importance, at most, under Assumption A.3.
+
+    For one weight all of |S| samples stay below M_j / K with probability exp(-|S| / K') at most; with
+    |S| = ceil(K' log(2 rho / delta)) the rho weights of a layer add up to delta / 2. It is one event for all neurons
+    and all inputs.
+
+    Parameters
+    ----------
+    weights : int
+        rho.
+    samples : int
+        |S|.
+    exponent : float
+        K'.
+    """
+    return float(min(1.0, weights * np.exp(-samples / exponent)))
 
 
 def draw_samples(X: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -152,8 +169,8 @@ def check_assumption(
 ) -> Assumption:
     """Whether the samples meet the assumption that Theorems A.1 and A.2 rest on (paper 001, Assumption A.3).
 
-    The distribution is that of the samples, so with few of them the answer is rough. For real weights it mostly fails:
-    the largest share of a weight is far above its usual ones.
+    Weights whose input is always zero are passed over. The distribution is that of the samples, so with few of them the
+    answer is rough. For real weights it mostly fails: the largest share of a weight is far above its usual ones.
 
     Parameters
     ----------
@@ -168,32 +185,41 @@ def check_assumption(
     Assumption
     """
     check_layer(W, X)
-    X = X.astype(np.float64, copy=False)
-    largest, limit = importances(W, X), np.exp(-1 / exponent)
+    check_positive("ratio", ratio)
+    check_positive("exponent", exponent)
+    limit = np.exp(-1 / exponent)
     violated = np.zeros(W.shape, bool)
     weights, broken = np.zeros(2, int), np.zeros(2, int)
-    for k, half in enumerate(halves(W)):
-        outputs = half.T @ X
-        below = np.zeros(W.shape)
-        for m in range(W.shape[1]):
-            rows = np.flatnonzero(half[:, m])
-            for shares in _shares(half[rows, m], X[rows], outputs[m]):
-                below[rows, m] += (shares <= largest[rows, m, None] / ratio).sum(axis=1)
-        there = half > 0
-        wrong = there & (below / X.shape[1] > limit)
-        violated |= wrong
-        weights[k], broken[k] = there.sum(), wrong.sum()
+    for k, m, rows, _, X64, inverse in _neurons(W, X):
+        largest = np.empty(rows.size)
+        within = np.empty(rows.size, np.int64)
+        _kernels().largest(X64, rows, inverse, largest)
+        _kernels().count_within(X64, rows, inverse, largest / ratio, within)
+        # of an input that is always zero there is nothing to assume
+        wrong = (within / X.shape[1] > limit) & (largest > 0)
+        violated[rows, m] = wrong
+        weights[k] += rows.size
+        broken[k] += int(wrong.sum())
     return Assumption(violated, weights, broken, X.shape[1])
 
 
-def _shares(w: np.ndarray, X: np.ndarray, outputs: np.ndarray):  # type: ignore[no-untyped-def]
-    """Blocks of the shares of one neuron's half, (weights, samples of the block)."""
-    if w.size == 0:
-        return
-    step = max(1, _BLOCK // w.size)
-    inverse = np.divide(1, outputs, out=np.zeros_like(outputs), where=outputs > 0)
-    for p in range(0, X.shape[1], step):
-        yield w[:, None] * X[:, p : p + step] * inverse[p : p + step]
+def _neurons(W: np.ndarray, X: np.ndarray) -> Iterator[tuple[int, int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """For each half (0 positive, 1 negative) of each neuron: its rows and their sizes, X, and one over its outputs."""
+    X64 = np.ascontiguousarray(X, np.float64)
+    for k, half in enumerate(halves(W)):
+        outputs = half.T @ X64
+        inverse = np.divide(1, outputs, out=np.zeros_like(outputs), where=outputs > 0)
+        for m in range(W.shape[1]):
+            rows = np.flatnonzero(half[:, m])
+            if rows.size:
+                yield k, m, rows, half[rows, m], X64, inverse[m]
+
+
+def _kernels() -> Any:
+    # Numba takes longer to import than most callers of this package need
+    from nettrim.kernels import shares
+
+    return shares
 
 
 def check_layer(W: np.ndarray, X: np.ndarray) -> None:
@@ -215,3 +241,9 @@ def check_delta(delta: float) -> None:
     """Refuse what is not a probability of failure."""
     if not 0 < delta < 1:
         raise ValueError(f"delta must be in (0, 1); got {delta}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuse what is not a positive finite number."""
+    if not 0 < value < np.inf:
+        raise ValueError(f"{name} must be positive and finite; got {value}")

@@ -32,6 +32,8 @@ def ball_flips(logits: np.ndarray, radius: float) -> int:
     if not radius >= 0:
         raise ValueError(f"radius must not be negative; got {radius}")
     logits = np.asarray(logits, np.float64)
+    if logits.ndim != 2 or len(logits) < 2:
+        raise ValueError(f"logits must have at least two classes; got shape {logits.shape}")
     two = np.partition(logits, -2, axis=0)[-2:]
     costs = np.sort((two[1] - two[0]) ** 2 / 2)
     # the square of the radius and the sum round: a label more rather than one less
@@ -75,7 +77,7 @@ class LastLayer:
         Guaranteed by the radius alone, whatever the weights.
     by_residuals : int
         Guaranteed by the sizes of the residuals, which are those of these weights.
-    kept : int
+    unchanged : int
         That are the same, by comparing.
     radius : float
         Of the ball, in absolute units.
@@ -84,7 +86,7 @@ class LastLayer:
     samples: int
     by_ball: int
     by_residuals: int
-    kept: int
+    unchanged: int
     radius: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def last_layer(X: np.ndarray, Y: np.ndarray, W: np.ndarray, radius: float | None
     W : (N, M) array
         Pruned weights.
     radius : float, optional
-        Of the ball; by default ||W^T X - Y||_F itself.
+        Of the ball; by default, and if they are further from Y, ||W^T X - Y||_F itself.
 
     Returns
     -------
@@ -113,11 +115,14 @@ def last_layer(X: np.ndarray, Y: np.ndarray, W: np.ndarray, radius: float | None
         raise ValueError(f"X, Y and W do not fit: {X.shape}, {Y.shape} and {W.shape}")
     Y = Y.astype(np.float64, copy=False)
     R = W.T.astype(np.float64) @ X.astype(np.float64, copy=False) - Y
-    radius = float(np.linalg.norm(R)) if radius is None else radius
+    for name, a in (("X", X), ("Y", Y), ("W", W)):
+        if not np.isfinite(a).all():
+            raise ValueError(f"{name} contains NaN or inf")
+    radius = max(float(np.linalg.norm(R)), 0.0 if radius is None else radius)
     return LastLayer(
         samples=Y.shape[1],
         by_ball=Y.shape[1] - ball_flips(Y, radius),
         by_residuals=int(guaranteed(Y, np.abs(R)).sum()),
-        kept=int((predicted(Y) == predicted(Y + R)).sum()),
+        unchanged=int((predicted(Y) == predicted(Y + R)).sum()),
         radius=radius,
     )

@@ -37,6 +37,8 @@ def carry(W: np.ndarray, error: np.ndarray, own: np.ndarray | float = 0.0) -> np
     error = np.asarray(error, float)
     if error.ndim != 2 or error.shape[0] != len(W):
         raise ValueError(f"error must have a row for each of the {len(W)} inputs; got {error.shape}")
+    if (error < 0).any() or (np.asarray(own) < 0).any():
+        raise ValueError("error and own must not be negative: they bound sizes")
     return W.T @ error + own
 
 
@@ -64,6 +66,8 @@ def bubble_up(weights: Sequence[np.ndarray], own: Sequence[np.ndarray], bias: bo
         d = d if d.ndim == 2 else np.broadcast_to(d, (W.shape[1], 1))
         inputs = len(W) - bias
         if k == 0:
+            if (d < 0).any():
+                raise ValueError("own must not be negative: it bounds sizes")
             found.append(np.broadcast_to(d, (W.shape[1], d.shape[1])).copy())
         else:
             found.append(carry(W[:inputs], found[-1], d))

@@ -9,12 +9,16 @@ import numpy as np
 import typer
 
 from nettrim import files, show
+from nettrim.bounds.importance import check_layer
 from nettrim.cli.common import CERTIFIED, Json, app, door
 from nettrim.files import Refused
 from nettrim.report import to_json
 from nettrim.units import align
 
 __all__: list[str] = []
+
+#: relative difference of Y and W^T X up to which they are the same, in single precision
+SAME = 1e-3
 
 
 @app.command("bounds")
@@ -42,26 +46,50 @@ def _bounds(
     """
     held = files.names(layer_file)
     if "W" not in held and (solution_file is None or "Y" not in held):
-        raise Refused(f"{layer_file} lacks W, for coresets, or Y, to judge OUT.npz by; it holds {', '.join(held)}")
+        also = "; with Y, give OUT.npz to judge it" if "Y" in held else ""
+        raise Refused(f"{layer_file} lacks W, the dense weights; it holds {', '.join(held) or 'nothing'}{also}")
     arrays = files.load(layer_file, required=("X",), optional=("W", "Y", "labels"))
     X, W, labels = arrays["X"], arrays.get("W"), arrays.get("labels")
     found: dict[str, Any] = {"input": layer_file, "share": share, "delta": delta, "seed": seed}
     with door():
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0; got {seed}")
         if W is not None:
+            check_layer(W, X)
+            _check_outputs(X, W, arrays.get("Y"), layer_file)
             found |= _coresets(X, W, labels, share, delta, seed)
         if solution_file is not None:
             from nettrim.bounds.last_layer import last_layer
 
-            stored = files.load(solution_file, required=("W", "problem"), optional=())
-            radius = files.read_about(stored["problem"], solution_file)["epsilon_abs"]
+            stored = files.load(solution_file, required=("W",), optional=("problem",))
+            about = files.read_about(stored["problem"], solution_file) if "problem" in stored else {}
             Y = arrays["Y"] if "Y" in arrays else W.T @ X  # type: ignore[union-attr]
-            found["pruned"] = last_layer(X, Y, stored["W"], radius).to_dict()
-            found["pruned"]["density"] = float(np.count_nonzero(stored["W"]) / stored["W"].size)
+            of = last_layer(X, Y, stored["W"], about.get("epsilon_abs"))
+            found["pruned"] = {
+                "samples": of.samples,
+                "density": float(np.count_nonzero(stored["W"]) / stored["W"].size),
+                "radius": of.radius,
+                **{name: getattr(of, name) / of.samples for name in ("by_ball", "by_residuals", "unchanged")},
+            }
     if as_json:
         print(to_json(found))
     else:
         show.print_lines(show.open_console(), _lines(found, X.shape))
     return CERTIFIED
+
+
+def _check_outputs(X: np.ndarray, W: np.ndarray, Y: np.ndarray | None, path: Path) -> None:
+    """Weights and outputs of a file belong together."""
+    if Y is None:
+        return
+    if Y.shape != (W.shape[1], X.shape[1]):
+        raise Refused(f"Y in {path} must be {W.shape[1]} x {X.shape[1]}, as W and X are; got {Y.shape}")
+    far = float(np.linalg.norm(W.T @ X - Y) / (np.linalg.norm(Y) or 1.0))
+    if not far <= SAME:
+        raise Refused(
+            f"Y in {path} is not W^T X: they differ by {far:.1%}. Y must be the layer's outputs without a ReLU, and a "
+            "bias a row of W with a row of ones in X"
+        )
 
 
 def _coresets(
@@ -85,6 +113,9 @@ def _coresets(
 def _lines(found: dict[str, Any], shape: tuple[int, ...]) -> list[str]:
     lines = []
     if "coresets" in found:
+        failures: dict[str, list[float]] = {}
+        for row in found["coresets"]:
+            failures.setdefault(row["method"], []).append(row["failure"])
         cells = [("coreset", "translation", "error", "samples", "kept", "guaranteed", "unchanged", "accuracy")]
         for row in found["coresets"]:
             cells.append(
@@ -95,18 +126,21 @@ def _lines(found: dict[str, Any], shape: tuple[int, ...]) -> list[str]:
                     f"{row['draws']:,}" if row["draws"] else "none",
                     f"{row['density']:.1%}",
                     f"{row['guaranteed']:.1%}",
-                    f"{row['kept']:.2%}",
+                    f"{row['unchanged']:.2%}",
                     "" if row["accuracy"] is None else f"{row['accuracy']:.2%}",
                 )
             )
         which = "correct labels" if any(row["accuracy"] is not None for row in found["coresets"]) else "labels"
         lines += [
-            f"{shape[0]} inputs, {shape[1]} samples: coresets to guarantee {found['share']:.0%} of the {which}",
+            f"{shape[0]} inputs, {shape[1]} samples: coresets to guarantee {100 * found['share']:g}% of the {which}",
             "",
             align(cells, left=2),
             "",
-            f"(z+ + z-) / |z|: median {found['delta_median']:.3g}, 95 % below {found['delta_95']:.3g}; only "
-            '"signed" accounts for it in full',
+            f"(z+ + z-) / |z|: median {found['delta_median']:.3g}, 95 % below {found['delta_95']:.3g}. signed accounts "
+            "for it in full, median Delta for that of half",
+            "of the logits, unsigned not at all. The errors of a layer hold with a probability of at least "
+            f"{1 - min(failures['deterministic weights']):.2g} (deterministic),",
+            f"{1 - min(failures['random weights']):.2g} (random, at one input), as far as assumption A.3 does.",
             "Assumption A.3 "
             + (
                 f"fails for {found['assumption_fails_for']:.1%} of the weights on these samples: the theorems do not "
@@ -118,14 +152,14 @@ def _lines(found: dict[str, Any], shape: tuple[int, ...]) -> list[str]:
     if "pruned" in found:
         p = found["pruned"]
         lines += [""] if lines else []
-        lines.append(f"pruned weights, {p['density']:.1%} kept, on these {p['samples']} samples")
+        lines.append(f"pruned weights, {p['density']:.1%} kept, of all {p['samples']} labels")
         lines.append(
             align(
                 [
-                    ("labels guaranteed", ""),
-                    ("  by the ball, whatever the weights", f"{p['by_ball'] / p['samples']:.2%}"),
-                    ("  by the residuals of these weights", f"{p['by_residuals'] / p['samples']:.2%}"),
-                    ("labels unchanged", f"{p['kept'] / p['samples']:.2%}"),
+                    ("guaranteed", ""),
+                    ("  by the ball, whatever the weights", f"{p['by_ball']:.2%}"),
+                    ("  by the residuals of these weights", f"{p['by_residuals']:.2%}"),
+                    ("unchanged", f"{p['unchanged']:.2%}"),
                 ],
                 left=1,
             )

@@ -44,7 +44,7 @@ class Row:
         Weights (neurons) that are left.
     guaranteed : float
         Part of the correct labels that the errors stated by the theorem cannot change.
-    kept : float
+    unchanged : float
         Part of them that are the same.
     accuracy : float or None
         After pruning, if there are labels.
@@ -64,7 +64,7 @@ class Row:
     density: float
     nnz: int
     guaranteed: float
-    kept: float
+    unchanged: float
     accuracy: float | None
     relative: tuple[float, float]
     of_halves: tuple[float, float] | None

@@ -19,8 +19,10 @@ from nettrim.bounds.importance import (
     CDF_RATIO,
     check_delta,
     check_layer,
+    check_positive,
     draw_samples,
     importances,
+    missed,
     samples_needed,
     spread,
     totals,
@@ -49,7 +51,10 @@ class WeightCoreset:
     samples : int
         Of the inputs that importances were taken over.
     delta : float
-        Probability of failure, for one half and one input.
+        What was asked: the probability of failure for one half and one input.
+    missed : float
+        Probability, under Assumption A.3, that the importances of some weights are too small
+        (`nettrim.bounds.importance.missed`): one event for all neurons and all inputs.
     method : {"random weights", "deterministic weights"}
     """
 
@@ -59,6 +64,7 @@ class WeightCoreset:
     importance: np.ndarray
     samples: int
     delta: float
+    missed: float
     method: str
 
     @property
@@ -73,8 +79,13 @@ class WeightCoreset:
 
     @property
     def failure(self) -> float:
-        """Probability that the error of any half is larger at one input, at most: the union over the halves in use."""
-        return bounds.union(self.delta, int((self.epsilon > 0).sum()))
+        """Probability that the error of any half is larger, at most, under Assumption A.3.
+
+        Of deterministic coresets at all inputs together; of random ones at one input, delta / 2 for the draws of each
+        half in use on top of it.
+        """
+        drawn = int((self.draws > 0).sum())
+        return min(1.0, self.missed + bounds.union(self.delta / 2, drawn))
 
     def errors(self, dense: np.ndarray, X: np.ndarray) -> np.ndarray:
         """Bound on the errors of the outputs, epsilon+ z+ + epsilon- z-, in their units.
@@ -89,6 +100,9 @@ class WeightCoreset:
         -------
         (M, P) float64 array
         """
+        check_layer(dense, X)
+        if dense.shape != self.W.shape:
+            raise ValueError(f"dense must be of shape {self.W.shape}; got {dense.shape}")
         positive, negative = spread(dense, X)
         return self.epsilon[0][:, None] * positive + self.epsilon[1][:, None] * negative
 
@@ -141,6 +155,7 @@ def random_weights(
     """
     check_layer(W, X)
     check_delta(delta)
+    check_positive("ratio", ratio)
     rng = np.random.default_rng(seed)
     importance, used = _importance(W, X, delta, samples, rng)
     total = totals(W, importance)
@@ -161,7 +176,8 @@ def random_weights(
             times = rng.multinomial(draws[k, m], q)
             pruned[rows, m] = times * W[rows, m] / (draws[k, m] * q)
     stated = bounds.random_error(draws, total, delta, ratio)
-    return WeightCoreset(pruned.astype(W.dtype), stated, draws, importance, used, delta, "random weights")
+    lost = missed(int(np.count_nonzero(W)), used)
+    return WeightCoreset(pruned.astype(W.dtype), stated, draws, importance, used, delta, lost, "random weights")
 
 
 def deterministic_weights(
@@ -200,6 +216,8 @@ def deterministic_weights(
     """
     check_layer(W, X)
     check_delta(delta)
+    check_positive("ratio", ratio)
+    check_positive("factor", factor)
     importance, used = _importance(W, X, delta, samples, np.random.default_rng(seed))
     if (epsilon is None) == (nnz is None and density is None):
         raise ValueError("give one of epsilon, nnz and density")
@@ -220,7 +238,8 @@ def deterministic_weights(
     stated = bounds.deterministic_error(totals(W, np.where(gone, importance, 0)), ratio, factor)
     pruned = np.where(gone, 0, W)
     zeros = np.zeros(stated.shape, np.int64)
-    return WeightCoreset(pruned, stated, zeros, importance, used, delta, "deterministic weights")
+    lost = missed(int(np.count_nonzero(W)), used)
+    return WeightCoreset(pruned, stated, zeros, importance, used, delta, lost, "deterministic weights")
 
 
 def _importance(
@@ -268,16 +287,17 @@ def _error_for(
     def expected(epsilon: float) -> float:
         return sum(bounds.expected_unique(float(bounds.random_draws(epsilon, S, delta, ratio)), q) for S, q in parts)
 
-    # between one sample of each half and a count that is all but certain
+    # all that can be drawn are never expected for certain
+    wanted = count - 0.5 if count == reachable else float(count)
     low, high = 1e-7, 1e9
-    if expected(low) < count - 0.5:
+    if expected(low) < wanted:
         raise ValueError(
             f"nnz = {count} needs more than {bounds.random_draws(low, total, delta, ratio).max():.0e} samples of a "
             f"half; about {expected(low):.0f} are within reach"
         )
     for _ in range(100):
         middle = np.sqrt(low * high)
-        low, high = (middle, high) if expected(middle) >= count - 0.5 else (low, middle)
+        low, high = (middle, high) if expected(middle) >= wanted else (low, middle)
         if high / low < 1 + 1e-9:
             break
     return float(low)

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from nettrim.bounds import coresets as bounds
-from nettrim.bounds.importance import check_delta
+from nettrim.bounds.importance import check_delta, check_positive
 
 __all__ = ["NeuronCoreset", "input_radius", "neuron_importances", "neurons"]
 
 FORMULAS = ("hoeffding", "printed")
+#: samples beyond which an error is called out of reach
+MOST_DRAWS = 1e15
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ def neurons(
         Wrong input, or a count that no number of samples reaches; the message names the argument.
     """
     _check(W_in, W_out, radius, delta, formula)
+    check_positive("constant", constant)
     if (epsilon is None) == (count is None):
         raise ValueError("give one of epsilon and count")
     rng = np.random.default_rng(seed)
@@ -136,6 +139,8 @@ def neurons(
         draws = bounds.neuron_draws(epsilon, total, inputs, delta, constant)
     else:
         draws = bounds.hoeffding_draws(epsilon, total, outputs, delta)
+    if draws > MOST_DRAWS:
+        raise ValueError(f"epsilon = {epsilon:g} needs {draws:.1e} samples; at most {MOST_DRAWS:.0e}")
     times = rng.multinomial(int(draws), q)
     factors = np.divide(times, draws * q, out=np.zeros_like(q), where=q > 0)
     stated = (
@@ -157,14 +162,16 @@ def _draws_for(q: np.ndarray, count: int) -> float:
             f"count must be between 1 and the {reachable} neurons with an importance, of {q.size}: no number of "
             f"samples leaves {count}"
         )
+    # all of them are never expected for certain
+    wanted = count - 0.5 if count == reachable else float(count)
     low, high = 0, 1
-    while bounds.expected_unique(high, q) < count - 0.5:
+    while bounds.expected_unique(high, q) < wanted:
         low, high = high, 2 * high
         if high > 2**50:
             raise ValueError(f"count = {count} needs more than {low:.0e} samples: some neurons are all but never drawn")
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if bounds.expected_unique(middle, q) >= count - 0.5 else (middle, high)
+        low, high = (low, middle) if bounds.expected_unique(middle, q) >= wanted else (middle, high)
     return float(high)
 
 

@@ -58,6 +58,8 @@ def _by_residuals(
 ) -> list[tuple[float, dict[str, Any]]]:
     """The sparsest layers of three methods whose own residuals, on the judged samples, guarantee each share."""
     path = nt.path(X, W.T @ X, epsilons=EPSILONS, omega="linear")
+    if path[-1].status is nt.Status.INTERRUPTED:
+        raise KeyboardInterrupt("while a path was solved")
     counts = [min(round(d * W.size), int(np.count_nonzero(W))) for d in DENSITIES]
     made = {
         "Net-Trim": [(epsilon, one.W) for epsilon, one in zip(EPSILONS, path, strict=True)],
@@ -87,7 +89,7 @@ def _sparsest(
                 "density": np.count_nonzero(pruned) / pruned.size,
                 "nnz": int(np.count_nonzero(pruned)),
                 "guaranteed": float(guaranteed(logits, error)[right].mean()),
-                "kept": float((left.argmax(0) == logits.argmax(0))[right].mean()),
+                "unchanged": float((left.argmax(0) == logits.argmax(0))[right].mean()),
                 "accuracy": float((left.argmax(0) == labels).mean()),
                 "relative": _summary(error / np.abs(logits)),
                 "of_halves": _summary(error / both),

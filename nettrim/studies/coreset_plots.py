@@ -51,7 +51,7 @@ def draw(records: Records, folder: Path) -> list[Path]:
         ("tuning", _tuning),
         ("ball and scale", _ball_and_scale),
     ):
-        figure = Figure(figsize=(10, 3.9), layout="constrained")
+        figure = Figure(figsize=(10, 4.3), layout="constrained")
         if not fill(figure, records, network):
             continue
         for axes in figure.axes:
@@ -122,8 +122,10 @@ def _counts(figure: Any, records: Records, network: str) -> bool:
         _line(right, found, of("sparsity"), lambda row, o=observed: row[o][0], f"{label}: observed", colour, "-")
     left.set(title=f"{network}, {case}", xlabel="sparsity of the last layer, %", ylabel="labels, %", ylim=(-3, 103))
     right.set(title="errors (neurons: in the logits' units)", xlabel="sparsity of the last layer, %", yscale="log")
-    left.legend(frameon=False, fontsize=7)
-    right.legend(frameon=False, fontsize=7)
+    for axes in (left, right):
+        axes.legend(
+            frameon=False, fontsize=7.5, handlelength=3.2, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16)
+        )
     return True
 
 
@@ -140,6 +142,7 @@ def _tuning(figure: Any, records: Records, network: str) -> bool:
                 *(f"{when} fine-tuning", colour, "-"),
             )
     left.set(title=f"{network}, difficult", xlabel="sparsity of the last layer, %", ylabel="accuracy, %")
+    left.set_ylim(-3, 103)
     right.set(title="mean error of the logits", xlabel="sparsity of the last layer, %", ylim=(0, None))
     left.legend(frameon=False)
     return True
