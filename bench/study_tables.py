@@ -18,12 +18,12 @@ PAGES = {
 
 
 def pages(results: Path) -> dict[str, list[str]]:
-    """Lines by the pages' names; pages without any records are left out."""
+    """Lines by the pages' names; where there are no records, a line says so."""
     made = {}
     for page, files in PAGES.items():
-        lines = [line for name in files for line in _tables(results / f"{name}.jsonl")]
-        if lines:
-            made[page] = lines
+        made[page] = [line for name in files for line in _tables(results / f"{name}.jsonl")]
+        missing = [name for name in files if not (results / f"{name}.jsonl").exists()]
+        made[page] += [f"*{name} has not been run.*\n" for name in missing]
     return made
 
 
