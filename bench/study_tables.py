@@ -62,15 +62,16 @@ def guaranteed(path: Path) -> list[str]:
 def _tables(path: Path) -> list[str]:
     if not path.exists():
         return []
-    from nettrim.cli.study import STUDIES
+    from nettrim.cli.study import STUDIES, lines_of
     from nettrim.studies.records import Records
 
     study = importlib.import_module(f"nettrim.studies.{STUDIES[path.name.split('.')[0]]}")
     records = Records(path, study.KEY)
     out = []
     for title, rows in study.tables(records).items():
-        out += [f"**{title}**", "", f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
-        out += [f"| {' | '.join(row.values())} |" for row in rows]
+        titles, *lines = lines_of(rows)
+        out += [f"**{title}**", "", f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
+        out += [f"| {' | '.join(cells)} |" for cells in lines]
         out.append("")
     about = records.rows[-1]["environment"]
     seeds = len({row["seed"] for row in records.rows if "seed" in row})

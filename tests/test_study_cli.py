@@ -111,3 +111,9 @@ def test_what_is_refused(tmp_path, capsys, command):
     damaged.write_text("no\n{}\n")
     assert cli.main([command, str(tmp_path)]) == 1
     assert "line 1" in capsys.readouterr().err
+
+
+def test_rows_may_lack_columns():
+    from nettrim.cli.study import lines_of
+
+    assert lines_of([{"a": "1"}, {"a": "2", "b": "3"}]) == [("a", "b"), ("1", ""), ("2", "3")]

@@ -27,7 +27,7 @@ from nettrim.files import Refused
 from nettrim.report import to_json
 from nettrim.units import align
 
-__all__ = ["STUDIES"]
+__all__ = ["STUDIES", "lines_of"]
 
 #: name of a study and the module of nettrim.studies
 STUDIES = {
@@ -182,9 +182,15 @@ def _print_tables(tables: Mapping[str, Sequence[Mapping[str, str]]], records: An
     show.print_lines(show.open_console(), [*lines, f"records  {records.path}"])
 
 
+def lines_of(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, ...]]:
+    """Titles and cells of a table whose rows may lack some of the columns, which are then empty."""
+    titles = tuple(dict.fromkeys(title for row in rows for title in row))
+    return [titles, *(tuple(row.get(title, "") for title in titles) for row in rows)]
+
+
 def _aligned(rows: Sequence[Mapping[str, str]]) -> str:
     """Rows as text: the first column, and those after it that hold words, to the left; the others to the right."""
-    cells = [tuple(rows[0]), *(tuple(row.values()) for row in rows)]
+    cells = lines_of(rows)
     columns = list(zip(*cells[1:], strict=True))
     left = 1
     while left < len(columns) and not any(_NUMBER.match(cell) for cell in columns[left]):
