@@ -221,6 +221,36 @@ def equalities(record: dict | None) -> list[str]:
     return [*out, "", f"{note} {environment(record['environment'])}.", ""]
 
 
+def outofcore(record: dict | None) -> list[str]:
+    if not record:
+        return []
+    out = [
+        "| samples | N x P -> M | cache | memory, peak | state | iteration | of processors | predicted "
+        "| disk, products alone | read, written | disk alone |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in record["rows"]:
+        state = "on disk" if r["scratch"] else "in memory"
+        out.append(
+            f"| in {r['samples']} | {r['N']} x {r['P']} -> {r['M']} "
+            f"| {'dropped before a pass' if r['cold'] else 'kept'} "
+            f"| {r['memory'] / 1e6:.0f} MB, {r['peak'] / 1e6:.0f} MB | {state} | {r['iteration_seconds']:.2f} s "
+            f"| {r['processor_seconds']:.2f} s | {r['predicted_seconds']:.2f} s "
+            f"| {r['disk_seconds']:.2f} s, {r['product_seconds']:.2f} s "
+            f"| {r['read'] / 1e9:.2f} GB, {r['written'] / 1e9:.2f} GB: {r['bytes_per_second'] / 1e6:.0f} MB/s "
+            f"| {r['disk_read_per_second'] / 1e6:.0f} MB/s, {r['disk_write_per_second'] / 1e6:.0f} MB/s |"
+        )
+    return [
+        *out,
+        "",
+        "float32. `cache`: whether the kernel had the samples in its cache; the state, written a moment before, may be "
+        "there in either case. Where other programs ran beside the benchmark, the seconds of processors say less of "
+        "them than the clock. "
+        f"{environment(record['environment'])}.",
+        "",
+    ]
+
+
 def convolution(record: dict | None) -> list[str]:
     if not record:
         return []
@@ -536,6 +566,8 @@ def main() -> None:
         (generated.parent / "targets.md").write_text("\n".join(rows))
     if rows := equalities(read("equalities")):
         (generated.parent / "equalities.md").write_text("\n".join(rows))
+    if rows := outofcore(read("outofcore")):
+        (generated.parent / "outofcore.md").write_text("\n".join(rows))
     if rows := network(read("network")):
         (generated.parent / "network.md").write_text("\n".join(rows))
     if rows := reweighting(read("reweighting")):

@@ -11,6 +11,7 @@
 from nettrim import penalties
 from nettrim.budget import Allocation, allocate
 from nettrim.calls import solve, sparsest
+from nettrim.chunked import Chunked
 from nettrim.convolution import Convolution
 from nettrim.geometry import Geometry, channel_groups
 from nettrim.l0 import l0
@@ -29,6 +30,7 @@ from nettrim.solver import Solver
 __all__ = [
     "Allocation",
     "Certificate",
+    "Chunked",
     "Convolution",
     "Geometry",
     "Gram",

@@ -302,8 +302,8 @@ class Loop:
         gap = (objective - dual) / size if size > 0 else 0.0
         kept = state.T
 
-        def multiplier() -> np.ndarray:
-            return self.samples.to_host(kept) * self.dtype.type(rho1)
+        def multiplier() -> Any:
+            return self.samples.multiplier(kept, rho1)
 
         return Check(iteration, objective, dual, gap, seconds, weights, multiplier)
 

@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from copy import copy as shallow_copy
 from typing import Any
 
 import numpy as np
 
 from nettrim.arrays import on_gpu, place_of, to_host
+from nettrim.chunked import Chunked
 from nettrim.convolution import Convolution
 from nettrim.operators import Gram
 from nettrim.penalties import L1, Penalty, make
+from nettrim.survey import Survey, slices, survey
 
 __all__ = ["Problem", "warn"]
 
@@ -30,23 +34,24 @@ class Problem:
     """Data of one Net-Trim layer program. Arrays are used as they are (no copy when the dtype fits), never changed.
 
     They may be NumPy's or any library's that speaks DLPack (torch, CuPy, JAX). What lives on a GPU is copied to the
-    host, and if X does, a solution's arrays come back there.
+    host, and if X does, a solution's arrays come back there. What exceeds the memory is given as `Chunked`, and then
+    neither X nor Y nor anything of their sizes is ever in memory as a whole.
 
     Parameters
     ----------
-    X : (N, P) array of float32 or float64, or Convolution
+    X : (N, P) array of float32 or float64, Convolution, or Chunked
         Layer inputs, one column a sample; append a row of ones for a bias. float16 is promoted to float32.
-    Y : (M, P) array of float32 or float64
+    Y : (M, P) array of float32 or float64, or Chunked
         Layer outputs: after the ReLU for a ReLU layer. For a Convolution also (B, M, h, w) or (B, M, l), as a layer
         puts them out; the same for `omega` and `V`.
     epsilon : float, optional
         Radius of the ball relative to ``||Y_Omega||_F``. Give either this or `epsilon_abs`.
     epsilon_abs : float, optional
         Radius of the ball in the units of Y.
-    omega : {"active", "linear"} or (M, P) bool array
+    omega : {"active", "linear"}, (M, P) bool array or Chunked
         Entries in the ball. "active" (default) is ``Y > 0``, decided on Y as given; "linear" is every entry, for a
         layer without a ReLU.
-    V : float or (M, P) array
+    V : float, (M, P) array or Chunked
         Upper bound off Omega (default 0, a ReLU); ``inf`` where there is none.
     C : float, (N,), (N, 1) or (N, M) array
         Weights of the l1 norm, at least 0; 0 for an entry that is not penalised, such as a bias row. For another
@@ -74,7 +79,8 @@ class Problem:
     ----------
     X, Y : arrays in the working dtype
     mask : (M, P) bool array or None
-        Omega; None when it is everything (a linear layer).
+        Omega; None when it is everything (a linear layer). With Chunked samples a Chunked one, or None also where it
+        is Y > 0, which is found again whenever a part is read.
     V, C : 2-D arrays that broadcast to (M, P) and (N, M), in the working dtype
     penalty : Penalty
     radii : (1,) or (M,) float64
@@ -98,12 +104,15 @@ class Problem:
         dtype: Any = None,
     ):
         given = {"X": X, "Y": Y}
+        chunked = isinstance(X, Chunked) or isinstance(Y, Chunked)
+        if chunked and isinstance(X, Convolution):
+            raise TypeError("Y must be an array where X is a Convolution; got Chunked")
         if isinstance(X, Convolution):
             Y, omega, V = (X.flatten(a) for a in (Y, omega, V))
             _require_finite(X.images, "the images of X")
         else:
-            X = _matrix(X, "X")
-        Y = _matrix(Y, "Y")
+            X = _chunks(X, "X") if chunked else _matrix(X, "X")
+        Y = _chunks(Y, "Y") if chunked else _matrix(Y, "Y")
         #: puts results where the caller's X lives
         self._place = place_of(getattr(given["X"], "given", given["X"]))
         #: what of X and Y lives on a GPU, as given: a solve there need not copy it again
@@ -111,11 +120,11 @@ class Problem:
         if X.shape[1] != Y.shape[1]:
             raise ValueError(
                 f"X and Y must have one column per sample: X is {X.shape}, Y is {Y.shape}"
-                + ("; samples seem to be in rows, pass X.T and Y.T" if X.shape[0] == Y.shape[0] else "")
+                + (f"; samples seem to be in rows, {_transposed(chunked)}" if X.shape[0] == Y.shape[0] else "")
             )
         self.dtype = _working_dtype(dtype, X, Y)
         self.X, self.Y = X.astype(self.dtype, copy=False), Y.astype(self.dtype, copy=False)
-        if self.dtype.itemsize < max(X.dtype.itemsize, Y.dtype.itemsize):
+        if not chunked and self.dtype.itemsize < max(X.dtype.itemsize, Y.dtype.itemsize):
             if isinstance(X, Convolution):
                 # converted a part at a time, later
                 largest = max(X.images.max(), -X.images.min())
@@ -131,17 +140,23 @@ class Problem:
         self._moments: Gram | None = None
         self.N, self.M, self.P = X.shape[0], Y.shape[0], X.shape[1]
         if X.shape == Y.shape and self.P < self.N:
-            warn(f"X and Y are {self.N} x {self.P}: {self.P} samples. If samples are in rows, pass X.T and Y.T")
-        if isinstance(omega, str) and omega == "active" and self.Y.min() < 0:
+            warn(f"X and Y are {self.N} x {self.P}: {self.P} samples. If they are in rows, {_transposed(chunked)}")
+        self.mask: Any
+        self.V: Any
+        self._survey: Survey | None = None
+        if chunked:
+            self._look(omega, V)
+        if isinstance(omega, str) and omega == "active" and self._lowest() < 0:
             warn(
                 "Y has negative entries, which no ReLU puts out: they count as inactive, W^T X <= V. For a layer "
                 'without a ReLU pass omega="linear", for one with a ReLU its outputs np.maximum(Y, 0)'
             )
-        self.mask, self.linear = _mask(omega, self.Y)
-        self.V = _bound(V, self.Y.shape, self.dtype)
+        if not chunked:
+            self.mask, self.linear = _mask(omega, self.Y)
+            self.V = _bound(V, self.Y.shape, self.dtype)
+            self._row_norms = np.sqrt(_masked_row_squares(self.Y, self.mask))
         self._set_penalty(C, penalty)
         self.neuronwise = _flag(neuronwise, "neuronwise")
-        self._row_norms = np.sqrt(_masked_row_squares(self.Y, self.mask))
         self._set_radius(epsilon, epsilon_abs)
 
     @classmethod
@@ -178,7 +193,7 @@ class Problem:
         if gram.P == 0:
             raise ValueError("gram holds no samples: call gram.add(X, Y) first")
         self = cls.__new__(cls)
-        self.X = self.Y = self.mask = None
+        self.X = self.Y = self.mask = self._survey = None
         self.gram = self._moments = gram
         self.products = None
         self._place, self._on_gpu = place_of(gram), {}
@@ -198,6 +213,37 @@ class Problem:
                 f"{self.epsilon / self.y_norm:.2g} ||Y||_F. Pass X and Y themselves"
             )
         return self
+
+    def _look(self, omega: Any, V: Any) -> None:
+        """Omega, V and the one pass over samples that are read in parts."""
+        if isinstance(omega, str):
+            if omega not in ("active", "linear"):
+                raise ValueError(f"omega must be 'active', 'linear' or a bool mask; got {omega!r}")
+            self.mask = None
+        else:
+            self.mask = omega = omega if isinstance(omega, Chunked) else Chunked(to_host(omega, "omega"))
+            if omega.dtype != bool:
+                raise TypeError(f"omega must be a mask of dtype bool; got {omega.dtype}")
+            if omega.shape != self.Y.shape:
+                raise ValueError(f"omega must have the shape of Y, {self.Y.shape}; got {omega.shape}")
+        if not isinstance(V, Chunked) and np.size(V) > 1:
+            V = Chunked(to_host(V, "V"))
+        if isinstance(V, Chunked):
+            if V.dtype == bool:
+                raise TypeError("V must be real; got bool")
+            if V.shape != self.Y.shape:
+                raise ValueError(f"V must be a number or have the shape of Y, {self.Y.shape}; got {V.shape}")
+            self.V = V.astype(self.dtype)
+        else:
+            self.V = _bound(V, self.Y.shape, self.dtype)
+        self._survey = survey(self.X, self.Y, omega, self.V)
+        self.linear = isinstance(omega, str) and omega == "linear"
+        if self.mask is not None and self._survey.inactive == 0:
+            self.mask, self.linear = None, True
+        self._row_norms = np.sqrt(self._survey.squares)
+
+    def _lowest(self) -> float:
+        return self.Y.min() if self._survey is None else self._survey.lowest
 
     def _set_penalty(self, C: Any, penalty: Penalty | str | None) -> None:
         self.C = _weights(C, self.N, self.M, self.dtype)
@@ -247,11 +293,20 @@ class Problem:
         common: dict[str, Any] = kept | changes
         if self.gram is not None:
             return Problem.from_gram(self.gram, **common)
+        if self._survey is not None and not {"X", "Y", "omega", "V"} & set(changes) and common["dtype"] == self.dtype:
+            # the samples need not be read again
+            new = shallow_copy(self)
+            new._set_penalty(common["C"], common["penalty"])
+            new.neuronwise = _flag(common["neuronwise"], "neuronwise")
+            new._set_radius(common.get("epsilon"), common.get("epsilon_abs"))
+            return new
         omega: Any = "linear" if self.linear else self.mask
+        if omega is None:
+            omega = "active"
         if not self.linear and "Y" in changes and self._default_omega:
             omega = "active"
         # a constant bound is passed as a scalar: it must fit a new Y of another shape
-        V = float(self.V[0, 0]) if self.V.size == 1 else self.V
+        V: Any = float(self.V[0, 0]) if self.V.size == 1 else self.V
         new = Problem(**({"X": self.X, "Y": self.Y, "omega": omega, "V": V} | common))
         if "X" not in changes:
             new._place = self._place
@@ -262,6 +317,8 @@ class Problem:
 
     @property
     def _default_omega(self) -> bool:
+        if self._survey is not None:
+            return self.mask is None
         return bool(np.array_equal(self.mask, self.Y > 0))
 
     @property
@@ -275,18 +332,55 @@ class Problem:
             return True
         return self.linear and self.P > self.N and self.epsilon >= 1e-4 * self.y_norm
 
+    @property
+    def chunked(self) -> bool:
+        """Whether X and Y are `Chunked`."""
+        return self._survey is not None
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether a solve reads X and Y in parts: they are `Chunked`, and no second moments stand for them."""
+        return self.chunked and not self.compact
+
     def moments(self) -> Gram:
         """Second moments of a linear layer, accumulated on the first call."""
         if self._moments is None:
-            self._moments = Gram(self.N, self.M)._add(self.X, self.Y)
+            gram = Gram(self.N, self.M)
+            for s in self.parts():
+                X, Y, _, _ = self.part(s) if self.chunked else (self.X, self.Y, None, None)
+                gram._add(X, Y)
+            self._moments = gram
         return self._moments
+
+    def part(self, samples: slice) -> tuple[Any, Any, Any, Any]:
+        """(X, Y, Omega, V) of the slice `samples`, arrays in the working dtype; Omega is None for a linear layer."""
+        V = self.V if self.V.size == 1 else self.V[:, samples]
+        X, Y = self.X[:, samples], self.Y[:, samples]
+        if self.linear:
+            return X, Y, None, V
+        return X, Y, Y > 0 if self.mask is None else self.mask[:, samples], V
+
+    def parts(self, least: int = 1) -> Iterator[slice]:
+        """Slices of the samples that are read at a time, of `least` samples or more; all at once unless `chunked`."""
+        if not self.chunked:
+            return iter([slice(0, self.P)])
+        return slices(self.P, (self.N + 3 * self.M) * self.dtype.itemsize + self.M, least)
+
+    @property
+    def inactive(self) -> int:
+        """Number of entries that are not in Omega."""
+        if self.linear:
+            return 0
+        return self._survey.inactive if self.chunked else int((~self.mask).sum())
 
     @property
     def scale(self) -> float:
         """Size of the outputs that inequality violations are relative to: ||Y_Omega|| and the negative part of V."""
         if self.linear:
             return self.y_norm
-        if self.V.size == 1:
+        if self.chunked:
+            forced = self._survey.forced
+        elif self.V.size == 1:
             forced = float(min(float(self.V[0, 0]), 0.0) ** 2 * np.count_nonzero(~self.mask))
         else:
             forced = float(_masked_row_squares(np.minimum(self.V, 0), ~self.mask).sum())
@@ -300,6 +394,8 @@ class Problem:
             return False
         if self.linear:
             return True
+        if self.chunked:
+            return self._survey.zero_allowed
         return bool((self.V >= 0).all() or (np.broadcast_to(self.V, self.mask.shape) >= 0)[~self.mask].all())
 
     def __repr__(self) -> str:
@@ -309,6 +405,17 @@ class Problem:
         size = f"N={self.N}, M={self.M}, P={self.P}"
         penalty = "" if self.plain else f", {self.penalty!r}"
         return f"Problem({kind}, {size}, epsilon={self.epsilon:.6g}{relative}{per}{penalty}, {self.dtype})"
+
+
+def _transposed(chunked: bool) -> str:
+    return 'use Chunked(..., samples="rows")' if chunked else "pass X.T and Y.T"
+
+
+def _chunks(a: Any, name: str) -> Chunked:
+    a = a if isinstance(a, Chunked) else Chunked(to_host(a, name))
+    if a.dtype == bool:
+        raise TypeError(f"{name} must be float32 or float64; got bool")
+    return a
 
 
 def _matrix(a: Any, name: str) -> np.ndarray:

@@ -75,15 +75,16 @@ def solve(
         raise TypeError(f"problem must be a nettrim.Problem; got {type(problem).__name__}")
     began = time.perf_counter()
     X, Y, mask, radii, reduced = _samples(problem)
+    V = problem.V if problem.V.size == 1 else problem.V[:, :]
     W = cp.Variable((problem.N, problem.M))
     on = [np.flatnonzero(mask[m]) for m in range(problem.M)]
-    off = [np.flatnonzero(~mask[m] & np.isfinite(_row(problem.V, m, mask.shape[1]))) for m in range(problem.M)]
+    off = [np.flatnonzero(~mask[m] & np.isfinite(_row(V, m, mask.shape[1]))) for m in range(problem.M)]
     residuals = [X[:, s].T @ W[:, m] - Y[m, s] for m, s in enumerate(on)]
     balls, constraints = _balls(cp, residuals, on, radii)
     bounds: dict[int, Any] = {}
     for m, s in enumerate(off):
         if s.size:
-            bounds[m] = X[:, s].T @ W[:, m] <= _row(problem.V, m, mask.shape[1])[s]
+            bounds[m] = X[:, s].T @ W[:, m] <= _row(V, m, mask.shape[1])[s]
     objective, more = problem.penalty.expression(cp, W, problem.C.astype(np.float64))
     model = cp.Problem(cp.Minimize(objective), constraints + list(bounds.values()) + more)
     try:
@@ -115,8 +116,9 @@ def solve(
 def _samples(p: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, ReducedLinear | None]:
     """X, Y, mask and radii in float64; a compact problem is stated by the square root of its moments."""
     if not p.compact:
-        mask = np.ones(p.Y.shape, bool) if p.mask is None else p.mask
-        return p.X[:, :].astype(np.float64), p.Y.astype(np.float64), mask, p.radii, None
+        X, Y, mask, _ = p.part(slice(0, p.P))
+        mask = np.ones(Y.shape, bool) if mask is None else mask
+        return X.astype(np.float64), Y.astype(np.float64), mask, p.radii, None
     reduced = ReducedLinear.from_gram(p.moments())
     spent = reduced.floor if p.neuronwise else np.array([reduced.floor.sum()])
     radii = np.sqrt(np.maximum(p.radii**2 - spent, 0))

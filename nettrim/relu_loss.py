@@ -37,6 +37,8 @@ class ReluLoss:
     """
 
     def __init__(self, problem: Problem, n_threads: int | None = None):
+        if problem.chunked:
+            raise TypeError("X and Y must be arrays in memory here; got Chunked, which solve, sparsest and path take")
         self.n_threads = n_threads or blas_threads()
         backend = get("numba", self.n_threads)
         self.dtype, self.shape = problem.dtype, (problem.N, problem.M, problem.P)

@@ -127,7 +127,7 @@ def reweight(solver: Solver, rounds: int) -> Reweighted:
                     break
                 solver.settings = replace(settings, time_limit=left)
                 solver.update(C=C)
-                if settings.method == "auto" and best.settings["method"] == "admm":
+                if settings.method == "auto" and best.settings["method"] == "admm" and not problem.on_disk:
                     # the supports are known now, and shrink: what was too dense for working sets is so no more
                     solver.start(best)
             found = solver.solve()

@@ -72,12 +72,13 @@ class Run:
         self.seconds = {"setup": 0.0, "iterate": 0.0, "polish": 0.0, "certify": 0.0}
         self.history: list[dict[str, Any]] = []
         self.method, self.iterated = "working_set", 0
-        self.found: tuple[np.ndarray, np.ndarray, Certificate] | None = None
+        self.found: tuple[np.ndarray, np.ndarray | None, Certificate] | None = None
         # of the best check so far, by its gap: a limit may come just after the penalties have changed
         self.best: tuple[float, np.ndarray] | None = None
         # a polish works on X as an array, on the host
         unfolded = isinstance(self.problem.X, Convolution) and not self.problem.compact
-        self.polishes = self.settings.polish and solver.backend.on_host and not unfolded and self.problem.plain
+        there = not unfolded and not self.problem.on_disk
+        self.polishes = self.settings.polish and solver.backend.on_host and there and self.problem.plain
         self.polish_at = POLISH_AT
         self.tried_vertex = False
         self.callback_stops = False
@@ -92,14 +93,14 @@ class Run:
         """Run the method, and the other one if it hands over, and certify what comes of it."""
         p = self.problem
         if p.zero_is_feasible:
-            shape = (p.N + 1, p.M) if p.compact else (p.M, p.P)
-            self._certified(np.zeros((p.N, p.M), p.dtype), np.zeros(shape, p.dtype))
+            self._certified(np.zeros((p.N, p.M), p.dtype), self._no_multipliers())
             return self._finish(Status.SOLVED, 0, "W = 0 meets every constraint.")
         self.loop = self.solver._loop()
-        if self.solver._plan is not None:
-            log.info("%s", self.solver._plan.table())
+        plan = self.solver._disk_plan if p.on_disk else self.solver._plan
+        if plan is not None:
+            log.info("%s", plan.table())
             if self.settings.verbose:
-                print(self.solver._plan.table())
+                print(plan.table())
         if p.compact:
             self.proof = compact_proof(p, self.solver._reduced)
             if self.proof is not None:
@@ -141,15 +142,22 @@ class Run:
         """After iterates that overflowed: the best check's weights, or none, are what is left of them."""
         p = self.problem
         self.solver._state = self.loop.start()
-        shape = (p.N + 1, p.M) if p.compact else (p.M, p.P)
         W = np.zeros((p.N, p.M), p.dtype) if self.best is None else self.best[1]
-        self._certified(W, np.zeros(shape, p.dtype))
+        self._certified(W, self._no_multipliers())
+
+    def _no_multipliers(self) -> np.ndarray:
+        p = self.problem
+        if p.on_disk:
+            return np.broadcast_to(p.dtype.type(0), (p.M, p.P))
+        return np.zeros((p.N + 1, p.M) if p.compact else (p.M, p.P), p.dtype)
 
     def _working_sets(self) -> tuple[str, int]:
         """Run the rounds; a reason that is not in FINAL says why ADMM has to go on."""
         solver, loop = self.solver, self.loop
         if not loop.backend.on_host:
             return self._hand_over(f"backend {loop.backend.name} has ADMM only")
+        if self.problem.on_disk:
+            return self._hand_over("they need any samples at any time, and these are on disk")
         equalities = not loop.radii.any()
         if not equalities and loop.radii.min() < SMALLEST_RADIUS * np.linalg.norm(loop.sizes) / np.sqrt(
             loop.radii.size
@@ -343,7 +351,8 @@ class Run:
         holds = certificate.holds(self.settings.gap_tol, self.settings.feas_tol)
         # a refused proposal must not replace the last iterate, unless it is better
         if holds or self.found is None or not polished or self._score(certificate) < self._score(self.found[2]):
-            self.found = W, multiplier, certificate
+            # on disk they are part of the state, and change with it
+            self.found = W, None if p.on_disk else multiplier, certificate
         self.seconds["certify"] += time.perf_counter() - began
         return holds
 
@@ -373,7 +382,7 @@ class Run:
         return max(gap / self.settings.gap_tol, c.violation / self.settings.feas_tol)
 
     def _try_proof(self) -> None:
-        if not self.problem.compact:
+        if not self.problem.compact and not self.problem.on_disk:
             be = self.solver.backend
             host = be if be.on_host else backends.get("numba", self.settings.n_threads)
             self.proof = prove(self.problem, host, self._stopped)
@@ -425,7 +434,7 @@ class Run:
             W=self.problem._place(W),
             status=status,
             certificate=certificate,
-            dual=self.problem._place(dual),
+            dual=None if dual is None else self.problem._place(dual),
             iterations=iterations,
             seconds={name: round(value, 6) for name, value in self.seconds.items()},
             message=message,

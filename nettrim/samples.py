@@ -1,7 +1,7 @@
 """A layer's samples on a device, X, Y, Omega and V, and the passes that ADMM makes over them.
 
 The loop in admm.py touches arrays of size M x P and N x P only through these. :class:`Resident` has all samples on the
-device; :class:`nettrim.streamed.Streamed` has as many as fit.
+device; :class:`nettrim.streamed.Streamed` has as many as fit, :class:`nettrim.fromdisk.FromDisk` reads them from disk.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ class Samples(Protocol):
 
     def to_host(self, T: Any) -> np.ndarray:
         """T as an M x P array."""
+
+    def multiplier(self, T: Any, rho: float) -> Any:
+        """rho T as an M x P array, or as a Chunked one that is valid as long as T does not change."""
 
     def load(self, T: Any, values: np.ndarray) -> Array:
         """T <- values, M x P on the host; returns X T^T."""
@@ -107,6 +110,9 @@ class Resident:
 
     def to_host(self, T: Array) -> np.ndarray:
         return self.backend.to_host(T)
+
+    def multiplier(self, T: Array, rho: float) -> np.ndarray:
+        return self.to_host(T) * self.dtype.type(rho)
 
     def load(self, T: Array, values: np.ndarray) -> Array:
         T[...] = self.backend.asarray(np.ascontiguousarray(values), self.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nettrim import backends
+from nettrim.units import to_bytes
 
 __all__ = ["Settings"]
 
@@ -41,6 +43,12 @@ class Settings:
     device_memory : float or None
         Bytes of a GPU's memory that a solve may take (default: what is free, less a reserve). Samples that do not fit
         are streamed from the host.
+    memory : float or str
+        Bytes that a solve with `Chunked` samples may take, beside what the process takes already, or text such as
+        "4GB" (default 2 GB). More of the samples, and of the solver's state, then stay in memory.
+    scratch : str or path, optional
+        Folder for the part of the state that does not fit into `memory`, as large as Y at most; default the system's
+        for temporary files. Nothing is left there.
     time_limit : float
         Wall-clock seconds for `solve`, setup included (default inf); checked between iterations.
     n_threads : int or None
@@ -73,6 +81,8 @@ class Settings:
     max_iterations: int = 20000
     memory_limit: float = 2.0 * 2**30
     device_memory: float | None = None
+    memory: float | str = 2e9
+    scratch: str | None = None
     time_limit: float = np.inf
     n_threads: int | None = None
     check_every: int = 20
@@ -91,6 +101,13 @@ class Settings:
         _number("memory_limit", self.memory_limit, 0, np.inf, closed=True)
         if self.device_memory is not None:
             _number("device_memory", self.device_memory, 0, np.inf)
+        # frozen: what is given in words is kept as a number, and a path as text
+        object.__setattr__(self, "memory", to_bytes(self.memory))
+        _number("memory", self.memory, 0, np.inf)
+        if self.scratch is not None:
+            if not os.path.isdir(self.scratch):
+                raise ValueError(f"scratch must be an existing folder; got {os.fspath(self.scratch)!r}")
+            object.__setattr__(self, "scratch", os.fspath(self.scratch))
         _number("relaxation", self.relaxation, 0, 2)
         _integer("max_iterations", self.max_iterations)
         _integer("check_every", self.check_every)
@@ -101,6 +118,11 @@ class Settings:
                 raise TypeError(f"{name} must be True or False; got {getattr(self, name)!r}")
         if self.callback is not None and not callable(self.callback):
             raise TypeError(f"callback must be callable; got {type(self.callback).__name__}")
+
+    @property
+    def memory_bytes(self) -> float:
+        """`memory` as a number."""
+        return to_bytes(self.memory)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

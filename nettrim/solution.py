@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nettrim.arrays import to_host
+from nettrim.chunked import Chunked
 from nettrim.problem import Problem
 
 __all__ = ["Certificate", "Solution", "Status", "certify", "verify_ray"]
@@ -117,7 +118,8 @@ class Solution:
     status : Status
     certificate : Certificate
     dual : (M, P) array or None
-        Multipliers behind the dual bound, as `certify` takes them: (N + 1, M) when `Problem.compact`.
+        Multipliers behind the dual bound, as `certify` takes them: (N + 1, M) when `Problem.compact`. None when
+        `Problem.on_disk`: they are as large as Y, and the bound has been computed from them.
     iterations : int
         Of ADMM, or rounds of working sets; `settings["method"]` says which.
     seconds : dict of str to float
@@ -191,7 +193,7 @@ def certify(problem: Problem, W: np.ndarray, dual: np.ndarray | None = None) -> 
     ----------
     problem : Problem
     W : (N, M) array
-    dual : (M, P) array, optional
+    dual : (M, P) array or Chunked, optional
         For a `Problem.compact` one, the (N + 1, M) matrix [D; mu] of multipliers D^T X - diag(mu) Y.
 
     Returns
@@ -215,12 +217,14 @@ def certify(problem: Problem, W: np.ndarray, dual: np.ndarray | None = None) -> 
     W = W.astype(np.float64)
     view = _view(problem)
     objective = problem.penalty.value(W, problem.C)
-    bound = -np.inf if dual is None else _dual_bound(problem, to_host(dual, "dual"))
+    if dual is not None and not isinstance(dual, Chunked):
+        dual = to_host(dual, "dual")
+    bound = -np.inf if dual is None else _dual_bound(problem, dual)
     squares, excess, largest, flips = view.residuals(W)
     rows = np.sqrt(squares)
     norms = rows if problem.neuronwise else np.array([np.sqrt(squares.sum())])
     size = problem._row_norms if problem.neuronwise else np.array([problem.y_norm])
-    inactive = 0 if problem.linear else int((~problem.mask).sum())
+    inactive = problem.inactive
     nnz = int(np.count_nonzero(W))
     return Certificate(
         objective=objective,
@@ -293,7 +297,7 @@ def _dual_bound(problem: Problem, dual: np.ndarray) -> float:
     view = _view(problem)
     if dual.shape != view.dual_shape:
         raise ValueError(f"dual must have the shape {view.dual_shape}; got {dual.shape}")
-    if not np.isfinite(dual).all():
+    if not isinstance(dual, Chunked) and not np.isfinite(dual).all():
         raise ValueError("dual contains NaN or inf")
     C = np.broadcast_to(problem.C.astype(np.float64), (problem.N, problem.M))
     linear, squares, H = view.multiplier(dual)
@@ -323,11 +327,18 @@ class _Samples:
         """(X, Y, mask, V, slice); mask and V are None for a linear layer."""
         p = self.problem
         step = max(1, _CHUNK_BYTES // (8 * (p.N + 4 * p.M)))
-        for start in range(0, p.P, step):
-            s = slice(start, min(start + step, p.P))
-            mask = None if p.linear else p.mask[:, s]
-            V = None if p.linear else (p.V if p.V.size == 1 else p.V[:, s]).astype(np.float64)
-            yield p.X[:, s].astype(np.float64), p.Y[:, s].astype(np.float64), mask, V, s
+        for whole in p.parts(step):
+            # what is on disk is read in larger parts than are converted
+            read = p.part(whole) if p.chunked else None
+            for start in range(whole.start, whole.stop, step):
+                s = slice(start, min(start + step, whole.stop))
+                here = slice(start - whole.start, s.stop - whole.start)
+                X, Y, mask, V = p.part(s) if read is None else _columns(read, here)
+                if p.linear:
+                    mask = V = None
+                else:
+                    V = V.astype(np.float64)
+                yield X.astype(np.float64), Y.astype(np.float64), mask, V, s
 
     def input_norm(self) -> float:
         return float(np.sqrt(sum(float((X**2).sum()) for X, *_ in self.chunks())))
@@ -359,6 +370,8 @@ class _Samples:
         for X, Y, mask, V, s in self.chunks():
             # all of it at once would be two more arrays of the size of Y in float32
             part = dual[:, s].astype(np.float64)
+            if isinstance(dual, Chunked) and not np.isfinite(part).all():
+                raise ValueError("dual contains NaN or inf")
             inside = part if shift is None else part + shift.T @ X
             if mask is not None:
                 outside = np.where(mask | np.isinf(V), 0, np.maximum(part, 0))
@@ -383,6 +396,12 @@ class _Samples:
                 rows = free[zero]
                 shift[rows, m] = -np.linalg.lstsq(gram[m][np.ix_(zero, zero)], H[rows, m], rcond=1e-12)[0]
         return shift
+
+
+def _columns(arrays: tuple, samples: slice) -> tuple[Any, ...]:
+    """Some columns of (X, Y, mask, V)."""
+    X, Y, mask, V = arrays
+    return X[:, samples], Y[:, samples], None if mask is None else mask[:, samples], V if V.size == 1 else V[:, samples]
 
 
 class _Moments:

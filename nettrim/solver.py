@@ -12,9 +12,13 @@ import numpy as np
 from nettrim import backends
 from nettrim.admm import Factor, Loop, State
 from nettrim.arrays import to_host
+from nettrim.chunked import Chunked
 from nettrim.coarse import Start, start_at
 from nettrim.convolution import Convolution
 from nettrim.device import choose
+from nettrim.diskplan import DiskPlan
+from nettrim.diskplan import plan as plan_on_disk
+from nettrim.fromdisk import FromDisk, Parts
 from nettrim.interrupt import Interrupt
 from nettrim.memory import ADVICE, SLOTS, MemoryPlan, plan
 from nettrim.operators import Dense, Gram, KnownGram, ReducedLinear
@@ -72,14 +76,15 @@ class Solver:
         self.problem = problem
         name = self.settings.backend
         if name == "auto":
-            name = choose(problem, self.settings) if problem.plain else "numba"
+            name = choose(problem, self.settings) if problem.plain and not problem.on_disk else "numba"
         self.backend = backends.get(name, self.settings.n_threads)
         if self.settings.method == "working_set" and not self.backend.on_host:
             raise ValueError(f'method="working_set" runs on the CPU: backend={self.backend.name!r} has "admm" only')
-        self._check_penalty()
+        self._check()
         self._dense: Dense | Unfolding | None = None
         self._samples: Samples | None = None
         self._plan: MemoryPlan | None = None
+        self._disk_plan: DiskPlan | None = None
         self._plan_of: tuple = ()
         self._factor: Factor | None = None
         self._source: Any = None
@@ -97,11 +102,18 @@ class Solver:
         The factor is kept unless X changes, the state unless the shape of the problem does.
         """
         self.problem = self.problem.replace(**changes)
-        self._check_penalty()
+        self._check()
         return self
 
-    def _check_penalty(self) -> None:
-        """That another penalty than l1 is not asked of a method or a device that has l1 only."""
+    def _check(self) -> None:
+        """That neither samples on disk nor another penalty than l1 are asked of a method or a device without them."""
+        if self.problem.on_disk:
+            if self.settings.method == "working_set":
+                raise ValueError(
+                    'method="working_set" needs the samples in memory; those of a Chunked X or Y take "admm" or "auto"'
+                )
+            if not self.backend.on_host:
+                raise ValueError(f"samples on disk are solved for on the CPU; got backend={self.backend.name!r}")
         if self.problem.plain:
             return
         name = self.problem.penalty.name
@@ -135,14 +147,18 @@ class Solver:
         self._given = W, dual if not p.compact and dual is not None and dual.shape == (p.M, p.P) else None
         return self
 
-    def memory_plan(self) -> MemoryPlan | None:
-        """How `solve` will lay the samples out on the GPU, with a ``table()`` to print; None on the CPU.
+    def memory_plan(self) -> MemoryPlan | DiskPlan | None:
+        """How `solve` will lay the samples out on the GPU, or between memory and disk, with a ``table()`` to print.
+
+        None where all of them are in the host's memory.
 
         Raises
         ------
         MemoryError
             The problem does not fit, not even with streamed samples.
         """
+        if self.problem.on_disk:
+            return self._plan_disk()
         X, Y, _, _ = self._data()
         return self._plan_memory(X.shape[0], *Y.shape)
 
@@ -152,7 +168,10 @@ class Solver:
         Raises
         ------
         MemoryError
-            The problem does not fit on the GPU, not even with streamed samples; the message holds the memory plan.
+            The problem does not fit on the GPU, or samples on disk not into `memory`, not even with the smallest
+            buffers; the message holds the memory plan.
+        OSError
+            Samples cannot be read, or the disk has too little space for the state.
         """
         began = time.perf_counter()
         threads = self.settings.n_threads
@@ -166,6 +185,9 @@ class Solver:
                 made = self._plan
                 self._release()
                 # a half-made iterate is no start, and what is on the device is the caller's again
+                if self._state is not None and isinstance(self._state.T, Parts):
+                    # the frames of the error may hold it for long
+                    self._state.T.close()
                 self._forget()
                 if made is not None and self.backend.out_of_memory(error):
                     # the frames hold device arrays
@@ -203,10 +225,15 @@ class Solver:
             self._source, self._dtype = source, p.dtype
         if mask is None:
             mask = np.broadcast_to(True, Y.shape)
-        self._plan = self._plan_memory(X.shape[0], *Y.shape)
-        samples = self._samples = (
-            self._streamed(X, Y, mask) if self._plan and self._plan.streamed else self._resident(X, Y, mask)
-        )
+        self._disk_plan = self._plan_disk() if p.on_disk else None
+        self._plan = None if p.on_disk else self._plan_memory(X.shape[0], *Y.shape)
+        if p.on_disk:
+            samples: Samples = self._from_disk()
+        elif self._plan and self._plan.streamed:
+            samples = self._streamed(X, Y, mask)
+        else:
+            samples = self._resident(X, Y, mask)
+        self._samples = samples
         loop = Loop(samples, be.asarray(p.C, p.dtype), radii, self._factor, p.penalty)
         if self._state is not None and self._penalty != p.penalty:
             # the old multipliers are of another size
@@ -221,7 +248,7 @@ class Solver:
         if self._given is not None:
             W, dual = self._given
             self._given = self._start = self._state = None
-            if be.on_host and p.plain and self.settings.method != "admm":
+            if be.on_host and p.plain and self.settings.method != "admm" and not p.on_disk:
                 self._start = start_at(loop, W.astype(p.dtype, copy=False), dual)
             else:
                 self._state = loop.start_at(W, dual)
@@ -242,6 +269,28 @@ class Solver:
         if self._factor is None:
             self._factor = Factor(KnownGram(X.shape, samples.gram()), be, p.dtype)
         return samples
+
+    def _from_disk(self) -> FromDisk:
+        p, be = self.problem, self.backend
+        samples = FromDisk(p, be, self._disk_plan, self.settings.scratch)
+        if self._factor is None:
+            self._factor = Factor(KnownGram((p.N, p.P), samples.gram()), be, p.dtype)
+        return samples
+
+    def _plan_disk(self) -> DiskPlan:
+        p = self.problem
+        arrays: dict[str, Any] = {"X": p.X, "Y": p.Y, "omega": p.mask, "V": p.V}
+        given = {name: a for name, a in arrays.items() if isinstance(a, Chunked)}
+        return plan_on_disk(
+            p.N,
+            p.M,
+            p.P,
+            p.dtype.itemsize,
+            self.settings.memory_bytes,
+            stored={name: a.sample_bytes for name, a in given.items()},
+            copies=max((a.sample_bytes for a in given.values() if a.copies), default=0),
+            numpy=self.backend.name == "numpy",
+        )
 
     def _shared(self, name: str, a: np.ndarray | None) -> Any:
         """The caller's own array on the device, if it is there in the working dtype, else `a`."""

@@ -15,26 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from nettrim.sweeps import Chunk, Sweeps
+
 __all__ = ["Streamed"]
 
 Array = Any
 
 #: bytes of a copy on the host that are worth a thread
 THREAD_BYTES = 4 << 20
-
-
-@dataclass
-class Chunk:
-    """Device arrays of some samples: X (N, w), Y (M, w), Omega (M, w), V (M, w) or (1, 1), and the state T (M, w).
-
-    What a pass has not asked for is None or stale.
-    """
-
-    X: Array
-    Y: Array
-    mask: Array
-    V: Array
-    T: Array = None
 
 
 @dataclass
@@ -45,7 +33,7 @@ class Split:
     parts: list[Array]
 
 
-class Streamed:
+class Streamed(Sweeps):
     """As many samples on the device as the plan says; see :class:`nettrim.samples.Samples` for the functions.
 
     Parameters
@@ -142,6 +130,9 @@ class Streamed:
             whole[:, s] = self.backend.to_host(T.parts[i]) if i in self._kept else T.parts[i]
         return whole
 
+    def multiplier(self, T: Split, rho: float) -> np.ndarray:
+        return self.to_host(T) * self.dtype.type(rho)
+
     def load(self, T: Split, values: np.ndarray) -> Array:
         self.drain()
         for i, s in enumerate(self._slices):
@@ -164,11 +155,6 @@ class Streamed:
         self._sweep(work, "Y", "mask")
         return np.sqrt(self.backend.to_host(sum(squares[1:], squares[0])))
 
-    def target_product(self) -> Array:
-        total = self._weights()
-        self._sweep(lambda c: self.backend.product(c.X, c.Y.T, total, 1.0, 1.0), "X", "Y")
-        return total
-
     def gram(self) -> np.ndarray:
         """X X^T in float64 on the host."""
         N = self.shape[0]
@@ -176,68 +162,7 @@ class Streamed:
         self._sweep(lambda c: self.backend.add_moments(total, c.X), "X")
         return self.backend.to_host(total)
 
-    def squares(self, T: Split) -> Array:
-        squares: list[Array] = []
-        self._sweep(lambda c: squares.append(self.backend.ball_norms(c.T, c.Y, c.mask)), "Y", "mask", T=T)
-        return sum(squares[1:], squares[0])
-
-    def project(self, T: Split, scale: Array, alpha: float, sums: bool) -> tuple[Array, np.ndarray | None]:
-        be, total = self.backend, self._weights()
-        parts: list[Array] = []
-
-        def work(c: Chunk) -> None:
-            be.project_relax(c.T, c.Y, c.mask, c.V, scale, alpha)
-            be.product(c.X, c.T.T, total, 1.0, 1.0)
-            if sums:
-                parts.append(be.multiplier_sums(c.T, c.Y, c.mask, c.V))
-
-        self._sweep(work, "X", "Y", "mask", "V", T=T, write=True)
-        return total, self._sum(parts) if sums else None
-
-    def advance(self, T: Split, F: Array) -> Array:
-        return self._move(T, F, 1.0, 1.0)
-
-    def rescale(self, T: Split, W: Array, keep: float) -> Array:
-        return self._move(T, W, 1 - keep, keep)
-
-    def measure(self, T: Split, W: Array, step: Array, scale: Array) -> tuple[float, np.ndarray]:
-        be, moved = self.backend, [0.0]
-        parts: list[Array] = []
-
-        def work(c: Chunk) -> None:
-            Z = be.product(step.T, c.X)
-            moved[0] += be.norm(Z) ** 2
-            be.product(W.T, c.X, Z)
-            parts.append(be.residual_sums(c.T, Z, c.Y, c.mask, c.V, scale))
-
-        self._sweep(work, "X", "Y", "mask", "V", T=T)
-        return float(np.sqrt(moved[0])), self._sum(parts)
-
-    def violations(self, W: Array) -> np.ndarray:
-        be, parts = self.backend, []
-
-        def work(c: Chunk) -> None:
-            parts.append(be.violation_sums(be.product(W.T, c.X), c.Y, c.mask, c.V))
-
-        self._sweep(work, "X", "Y", "mask", "V")
-        found = [be.to_host(part) for part in parts]
-        total = np.sum(found, axis=0)
-        total[:, 2] = np.max([part[:, 2] for part in found], axis=0)
-        return total
-
     # the chunks, one after the other
-
-    def _move(self, T: Split, W: Array, alpha: float, beta: float) -> Array:
-        """``T <- alpha W^T X + beta T``, and the squares of the new T."""
-        be = self.backend
-        squares: list[Array] = []
-
-        def work(c: Chunk) -> None:
-            be.product(W.T, c.X, c.T, alpha, beta)
-            squares.append(be.ball_norms(c.T, c.Y, c.mask))
-
-        self._sweep(work, "X", "Y", "mask", T=T, write=True)
-        return sum(squares[1:], squares[0])
 
     def _sweep(self, work: Callable[[Chunk], Any], *names: str, T: Split | None = None, write: bool = False) -> None:
         """Call `work` with every chunk, with the arrays called `names` and, if given, the state; later ones arrive."""
@@ -311,9 +236,3 @@ class Streamed:
             return
         rows = [slice(b * len(to) // blocks, (b + 1) * len(to) // blocks) for b in range(blocks)]
         list(self._pool.map(lambda r: np.copyto(to[r], source[r]), rows))
-
-    def _weights(self) -> Array:
-        return self.backend.zeros(self.shape[:2], self.dtype)
-
-    def _sum(self, parts: list[Array]) -> np.ndarray:
-        return np.sum([self.backend.to_host(part) for part in parts], axis=0)

@@ -57,6 +57,8 @@ SEAM = (
     # and so does Samples
     "nettrim.samples.Resident.",
     "nettrim.streamed.Streamed.",
+    "nettrim.fromdisk.FromDisk.",
+    "nettrim.sweeps.Sweeps.",
     # and Penalty
     *(f"nettrim.penalties.entrywise.{name}." for name in ("L1", "ElasticNet", "Ridge")),
     *(f"nettrim.penalties.groups.{name}." for name in ("Rows", "Columns", "Groups")),
