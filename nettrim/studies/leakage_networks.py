@@ -75,7 +75,7 @@ class Made:
     model : nn.Sequential
     seconds : float
     certified : float or None
-        Relative error of the outputs on the calibration samples that is proven.
+        Relative error of the outputs on the calibration samples that is proven for the whole network.
     largest : float or None
         Of coresets, the largest relative error that a theorem states for a neuron; 1 or more says nothing.
     privacy : str
@@ -138,10 +138,10 @@ def _net_trim(scheme: str, rounds: int) -> Callable[..., Made]:
         loader = list(torch.from_numpy(x[: setting.calibration]).split(200))
         densities = ntt.allocate(model, loader, kept)
         pruned = ntt.prune(model, loader, density=densities, scheme=scheme, rounds=rounds, feas_tol=1e-3)
-        bound = pruned.reports[-1].bound
-        certified = bound if bound is not None and math.isfinite(bound) else None
         assert isinstance(pruned.model, nn.Sequential)
-        return Made(pruned.model, certified=certified, about={"left": pruned.kept})
+        # each layer's own error on its own inputs; what several of them add up to is not proven for this network
+        layers = max(report.error for report in pruned.reports)
+        return Made(pruned.model, about={"layer_error": layers})
 
     return run
 

@@ -42,12 +42,16 @@ def _fidelity(method: str, kept: float, rows: list[Row]) -> dict[str, str]:
         bound = "out of reach"
     elif certified:
         bound = mean(certified, percent=True) + " %"
+    elif method.startswith("Net-Trim"):
+        known = [row["layer_error"] for row in some if "layer_error" in row]
+        bound = f"of each layer{f', up to {100 * max(known):.1f} %' if known else ''}"
     else:
         bound = f"nothing (neurons up to {max(largest):.1f})" if largest else "none"
     guaranteed = [row["guaranteed"] for row in some if row["guaranteed"] is not None]
     return {
         "method": method,
         "kept, %": f"{100 * kept:.1f}",
+        "left, %": mean((row["left"] for row in some), percent=True),
         "accuracy, %": mean((row["accuracy"] for row in some), percent=True),
         "tuned, %": mean((row["tuned"] for row in some), percent=True),
         "test, %": mean((row["test"] for row in some), percent=True),
