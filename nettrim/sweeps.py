@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ class Chunk:
     T: Array = None
 
 
-class Sweeps:
+class Sweeps(ABC):
     """The passes of :class:`nettrim.samples.Samples`, in the order of the samples, so that sums repeat.
 
     A subclass has the attributes below and `_sweep`.
@@ -43,9 +44,9 @@ class Sweeps:
     dtype: np.dtype
     shape: tuple[int, int, int]
 
+    @abstractmethod
     def _sweep(self, work: Callable[[Chunk], Any], *names: str, T: Any = None, write: bool = False) -> None:
         """Call `work` with every chunk, with the arrays called `names` and, if given, the state, kept if `write`."""
-        raise NotImplementedError
 
     def target_product(self) -> Array:
         total = self._weights()

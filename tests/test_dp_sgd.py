@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from opacus.grad_sample import GradSampleModule
 from torch import nn
 
+from nettrim.privacy import accountant as spent_by
 from nettrim.privacy import dp_sgd as dp
 from nettrim.studies import models
 
@@ -321,7 +322,7 @@ def test_arguments_of_training_are_checked():
 def test_the_accountants_figures(sigma, accountant, low, high):
     """50000 samples, batches of 1024, 30 epochs: the paper has about 7 and 1."""
     steps = 30 * round(50_000 / 1024)
-    found = dp.epsilon(steps, 1024 / 50_000, sigma, 1e-5, accountant=accountant)
+    found = spent_by.epsilon(steps, 1024 / 50_000, sigma, 1e-5, accountant=accountant)
     assert low < found.epsilon < high
     assert (found.sigma, found.delta, found.steps, found.notice) == (sigma, 1e-5, steps, "")
 
@@ -332,17 +333,17 @@ def test_one_step_on_everything_is_the_gaussian_mechanism():
     from scipy.stats import norm
 
     sigma = 1.5
-    spent = dp.epsilon(1, 1.0, sigma, 1e-5).epsilon
+    spent = spent_by.epsilon(1, 1.0, sigma, 1e-5).epsilon
     delta = norm.cdf(0.5 / sigma - spent * sigma) - math.exp(spent) * norm.cdf(-0.5 / sigma - spent * sigma)
     assert 0.9e-5 < delta <= 1e-5
 
 
 def test_what_the_result_says():
-    found = dp.epsilon(10, 0.1, 2.0, private_mask=True)
-    assert found.notice == "mask learned on private data: not covered by epsilon" == dp.MASK_NOTICE
+    found = spent_by.epsilon(10, 0.1, 2.0, private_mask=True)
+    assert found.notice == "mask learned on private data: not covered by epsilon" == spent_by.MASK_NOTICE
     assert str(found).endswith(found.notice) and "delta = 1e-05 (PRV accountant)" in str(found)
-    assert dp.MASK_NOTICE not in str(dp.epsilon(10, 0.1, 2.0))
-    assert dp.epsilon(0, 0.1, 2.0).epsilon == 0 and dp.epsilon(3, 0.1, 0.0).epsilon == math.inf
+    assert spent_by.MASK_NOTICE not in str(spent_by.epsilon(10, 0.1, 2.0))
+    assert spent_by.epsilon(0, 0.1, 2.0).epsilon == 0 and spent_by.epsilon(3, 0.1, 0.0).epsilon == math.inf
     with pytest.raises(FrozenInstanceError):
         found.epsilon = 0.0
 
@@ -360,11 +361,11 @@ def test_what_the_result_says():
 )
 def test_what_epsilon_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
-        dp.epsilon(*arguments)
+        spent_by.epsilon(*arguments)
 
 
 def test_opacus_is_named_where_it_is_missing(monkeypatch):
-    dp._spent.cache_clear()
+    spent_by._spent.cache_clear()
     monkeypatch.setitem(sys.modules, "opacus.accountants", None)
     with pytest.raises(ImportError, match="nettrim\\[privacy\\]"):
-        dp.epsilon(1, 0.1, 1.0)
+        spent_by.epsilon(1, 0.1, 1.0)

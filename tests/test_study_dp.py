@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nettrim.privacy.dp_sgd import MASK_NOTICE
+from nettrim.privacy.accountant import MASK_NOTICE
 from nettrim.studies import data, dp_noise_clip, dp_phases, dp_prune, dp_training, landscape
 from nettrim.studies.dp_snapshots import restore, snapshots
 from nettrim.studies.records import Records

@@ -9,7 +9,7 @@ them. Outputs without weights drop out, and outputs with few or small weights co
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -76,9 +76,8 @@ def represent(model: nn.Module, layer: str, images: torch.Tensor) -> torch.Tenso
 
     handle = module_of(model, layer).register_forward_hook(keep)
     try:
-        model(images)
-    except _Reached:
-        pass
+        with suppress(_Reached):
+            model(images)
     finally:
         handle.remove()
     if not found:

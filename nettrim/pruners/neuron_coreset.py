@@ -133,7 +133,6 @@ def neurons(
         raise ValueError("W_in and W_out: no neuron has an importance, for all are dead or disconnected")
     q = s / total
     if epsilon is None:
-        assert count is not None
         draws = _draws_for(q, count)
     elif formula == "printed":
         draws = bounds.neuron_draws(epsilon, total, inputs, delta, constant)
@@ -152,7 +151,7 @@ def neurons(
     return NeuronCoreset(made, stated, int(draws), s, radius, delta, formula)
 
 
-def _draws_for(q: np.ndarray, count: int) -> float:
+def _draws_for(q: np.ndarray, count: int | None) -> float:
     """The fewest samples that are expected to find `count` different neurons."""
     reachable = int(np.count_nonzero(q))
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)):

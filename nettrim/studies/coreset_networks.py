@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -167,9 +167,7 @@ def layers(model: nn.Sequential, inputs: np.ndarray, first: int = -2) -> Layers:
 def linear(model: nn.Sequential, index: int) -> tuple[str, nn.Linear]:
     """Linear layer number `index` of a network, of all its linear ones, and its name."""
     at = [k for k, module in enumerate(model) if isinstance(module, nn.Linear)][index]
-    module = model[at]
-    assert isinstance(module, nn.Linear)
-    return str(at), module
+    return str(at), cast(nn.Linear, model[at])
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from nettrim.privacy.dp_sgd import epsilon
+from nettrim.privacy.accountant import epsilon
 from nettrim.studies import data
 from nettrim.studies.dp_phases_report import plot, tables
 from nettrim.studies.dp_snapshots import restore, snapshots

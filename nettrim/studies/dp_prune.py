@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from nettrim.privacy.dp_sgd import epsilon
+from nettrim.privacy.accountant import epsilon
 from nettrim.studies import data
 from nettrim.studies.dp_prune_report import plot, tables
 from nettrim.studies.dp_snapshots import restore, snapshots

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from torch import nn
 
 import nettrim.torch as ntt
 from nettrim.bounds.importance import importances, samples_needed, totals
-from nettrim.privacy.dp_sgd import Mechanism, PoissonBatches, PrivacySpent, dp_sgd, epsilon
+from nettrim.privacy.accountant import PrivacySpent, epsilon
+from nettrim.privacy.dp_sgd import Mechanism, PoissonBatches, dp_sgd
 from nettrim.privacy.iterative import Recipe, iterative, prunable
 from nettrim.pruners.coresets import deterministic_weights, random_weights
 from nettrim.pruners.neuron_coreset import input_radius, neurons
@@ -138,10 +139,9 @@ def _net_trim(scheme: str, rounds: int) -> Callable[..., Made]:
         loader = list(torch.from_numpy(x[: setting.calibration]).split(200))
         densities = ntt.allocate(model, loader, kept)
         pruned = ntt.prune(model, loader, density=densities, scheme=scheme, rounds=rounds, feas_tol=1e-3)
-        assert isinstance(pruned.model, nn.Sequential)
         # each layer's own error on its own inputs; what several of them add up to is not proven for this network
         layers = max(report.error for report in pruned.reports)
-        return Made(pruned.model, about={"layer_error": layers})
+        return Made(cast(nn.Sequential, pruned.model), about={"layer_error": layers})
 
     return run
 
