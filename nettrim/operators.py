@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nettrim.arrays import to_host
-from nettrim.backends.gemm import product
+from nettrim.backends.gemm import gemm, product, syrk
 from nettrim.convolution import Convolution
 
 __all__ = ["Dense", "Gram", "KnownGram", "ReducedLinear", "moments"]
@@ -22,20 +22,12 @@ _RANK_TOL = 1e-13
 
 def moments(X: np.ndarray, total: np.ndarray | None = None) -> np.ndarray:
     """Lower triangle of ``total + X X^T`` in float64 (F-ordered N x N), accumulated over chunks of samples."""
-    # more than half of the time of `import nettrim`, were it imported with it
-    from scipy.linalg import blas
-
     N, P = X.shape
     if total is None:
         total = np.zeros((N, N), order="F")
     step = max(1, _CHUNK_BYTES // (8 * N))
     for p in range(0, P, step):
-        chunk = X[:, p : p + step].astype(np.float64, order="K", copy=False)
-        # BLAS reads columns: row-major inputs are transposed already
-        transposed = chunk.flags.c_contiguous
-        total = blas.dsyrk(
-            1.0, chunk.T if transposed else chunk, beta=1.0, c=total, trans=transposed, lower=1, overwrite_c=1
-        )
+        syrk(X[:, p : p + step].astype(np.float64, order="K", copy=False), total)
     return total
 
 
@@ -209,11 +201,11 @@ class Gram:
 
     def _add(self, X: np.ndarray, Y: np.ndarray) -> Gram:
         """As `add`, of samples that have been checked."""
-        self._XX = moments(X, self._XX)
         step = max(1, _CHUNK_BYTES // (8 * (self.N + self.M)))
         for p in range(0, X.shape[1], step):
-            x, y = (a[:, p : p + step].astype(np.float64, copy=False) for a in (X, Y))
-            self.XY += x @ y.T
+            x, y = (a[:, p : p + step].astype(np.float64, order="K", copy=False) for a in (X, Y))
+            syrk(x, self._XX)
+            gemm(x, y.T, self.XY, 1.0, 1.0)
             self.YY += np.einsum("mp,mp->m", y, y)
         self.P += X.shape[1]
         return self

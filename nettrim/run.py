@@ -166,7 +166,10 @@ class Run:
         if equalities and self.settings.method == "auto" and determined(loop):
             return self._hand_over("the outputs determine the weights")
         start, first = solver._start, stand_in(loop) if equalities else loop
-        if start is None or start.far_from(float(np.linalg.norm(first.radii))):
+        fresh = start is None or start.far_from(float(np.linalg.norm(first.radii)))
+        if fresh and not equalities and loop.samples.mask.all() and self.problem.N <= coarse.WHOLE:
+            start = coarse.whole_start(loop)
+        elif fresh:
             start = coarse.coarse_start(first, self._stopped)
             worthwhile = max(NOTHING, FINE_START * coarse.iteration_work(loop))
             if not equalities and coarse.exact_work(start, loop, coarse.COARSE) > worthwhile:

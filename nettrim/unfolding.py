@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nettrim.backends.gemm import gemm
+from nettrim.backends.gemm import gemm, syrk
 from nettrim.convolution import Box, Convolution
 from nettrim.operators import mirror
 from nettrim.threads import limit
@@ -84,12 +84,10 @@ class Unfolding(Convolution):
 
     def gram(self) -> np.ndarray:
         """``X X^T``, symmetric (N, N) float64. Also when N > P: ``X^T X`` would need every pair of windows."""
-        from scipy.linalg import blas
-
         N = self.shape[0]
         total = np.zeros((N, N), order="F")
         for _, X in self._chunks(self._boxes(np.dtype(np.float64)), np.dtype(np.float64)):
-            total = blas.dsyrk(1.0, X.T, beta=1.0, c=total, trans=1, lower=1, overwrite_c=1)
+            syrk(X, total)
         return mirror(total)
 
     def forward_on(self, pool: Executor, n_threads: int, W: Any) -> np.ndarray:

@@ -47,6 +47,8 @@ SETTLED = 0.1
 DAMPING = 0.3
 #: times a settled round solves the neurons, and the largest factor of one change of mu in either kind of round
 LEVELS, LEVEL_FACTOR = 12, (2.5, 10.0)
+#: the least power of mu that q is taken to fall by
+LEAST_POWER = 0.2
 #: relative error of the ball's radius that is left alone, as a fraction of the last gap
 NEEDLESS = 0.01
 #: corrections by whole blocks of what a path has left, without its shift
@@ -240,7 +242,7 @@ class WorkingSet:
         for m in range(self.M):
             samples, eta = start.samples[m], start.eta[m]
             watched = ~self.loop.samples.mask[m, samples] & np.isfinite(self._bounds(m, samples))
-            inputs = np.flatnonzero((start.W[:, m] != 0) | (self.C[:, m] == 0))
+            inputs = np.flatnonzero((start.W[:, m] != 0) | (self.C[:, m] == 0) | start.whole)
             old = self._earlier[m] if self._earlier is not None else None
             if old is not None:
                 # its products are known: its inputs come first, in the same order
@@ -248,6 +250,8 @@ class WorkingSet:
             neuron = _Neuron(inputs, samples[watched], start.W[inputs, m], eta[watched])
             if old is not None:
                 neuron.G = old.G
+            elif start.whole:
+                neuron.G = self._gram()
             self.neurons.append(neuron)
         self._earlier = None
 
@@ -306,8 +310,12 @@ class WorkingSet:
                 n.c, n.a = c, a
             return verified
 
+        def zero() -> bool:
+            # without bounds nothing is dependent there, and a path arrives
+            return v.size > 0 and self._is_zero(n, b, C, v, mu, yy)
+
         n.exact = exact(0)
-        n.zero = not n.exact and self._is_zero(n, b, C, v, mu, yy)
+        n.zero = not n.exact and zero()
         # a path through dependent sets loses digits; one that starts at its end is short, and finds them again
         for shift in () if n.exact or n.zero else SHIFTS:
             before = n.w.copy(), n.eta.copy()
@@ -328,7 +336,7 @@ class WorkingSet:
             # where bounds are dependent (near w = 0 all are) there may be none without the shift
             if n.exact or active_set.optimal(n.G, b, C, n.A, v, mu, n.w, n.eta, tol, self.level):
                 break
-            n.zero = self._is_zero(n, b, C, v, mu, yy)
+            n.zero = zero()
             n.exact = not n.zero and exact(ATTEMPTS)
             if n.zero or n.exact:
                 break
@@ -377,6 +385,11 @@ class WorkingSet:
             # without weights nothing answers to mu yet
             blind = np.where(above, 0, np.inf)
             new = np.sqrt(np.divide(np.maximum(radii**2 - c, 0), a, out=blind, where=a > 0))
+            if settled:
+                # weights that are still to enter lower c: where it alone is too much, q goes on as a power of mu
+                power = np.divide(2 * a * self.mu**2, q, out=np.ones_like(q), where=q > 0)
+                fall = self.mu * (radii / np.where(above, reached, radii)) ** (2 / np.maximum(power, LEAST_POWER))
+                new = np.where(above & (c >= radii**2), fall, new)
             new = np.clip(new, self.mu / factor, self.mu * factor)
             if not settled:
                 new = self.mu * (new / self.mu) ** DAMPING

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nettrim.backends.gemm import gemm, product
+from nettrim.backends.gemm import gemm, product, syrk
 
 LAYOUTS = ("C", "F", "rows", "columns", "both", "reversed", "read-only")
 
@@ -52,6 +52,34 @@ def test_any_layout(shape, left, right, dtype, beta):
     np.testing.assert_allclose(whole[:, 2 : 2 + n], 2 * A @ B + beta * before[:, 2 : 2 + n], atol=tol * 30)
     np.testing.assert_array_equal(whole[:, :2], before[:, :2])
     np.testing.assert_array_equal(whole[:, 2 + n :], before[:, 2 + n :])
+
+
+@given(m=st.integers(1, 9), k=st.integers(0, 9), layout=st.sampled_from(LAYOUTS))
+@example(m=1, k=4, layout="columns")
+@example(m=5, k=1, layout="rows")
+@example(m=4, k=0, layout="C")
+@example(m=3, k=7, layout="both")
+def test_squares_of_any_layout(m, k, layout):
+    rng = np.random.default_rng(10 * m + k)
+    A, C = rng.standard_normal((m, k)), np.asfortranarray(rng.standard_normal((m, m)))
+    before = C.copy()
+    syrk(laid_out(A, layout), C)
+    np.testing.assert_allclose(np.tril(C), np.tril(before + A @ A.T), atol=1e-12)
+    np.testing.assert_array_equal(np.triu(C, 1), np.triu(before, 1))
+
+
+@pytest.mark.parametrize(
+    "A, C",
+    [
+        (np.ones((3, 2)), np.zeros((2, 2), order="F")),
+        (np.ones((3, 2), np.float32), np.zeros((3, 3), order="F")),
+        (np.ones((3, 2)), np.zeros((3, 3), np.float32, order="F")),
+        (np.ones((3, 2)), np.zeros((3, 3))),
+    ],
+)
+def test_squares_that_do_not_fit(A, C):
+    with pytest.raises(ValueError, match="does not fit"):
+        syrk(A, C)
 
 
 def test_no_inner_dimension():

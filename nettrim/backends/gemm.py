@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["gemm", "product"]
+__all__ = ["gemm", "product", "syrk"]
 
 #: leading dimensions are BLAS integers of 32 bits
 _LARGEST = 2**31 - 1
@@ -27,18 +27,17 @@ _KINDS = {np.dtype(np.float32): ("sgemm", ctypes.c_float), np.dtype(np.float64):
 
 
 @cache
-def _function(dtype: np.dtype) -> tuple[Any, Any]:
-    """The product of ``scipy.linalg.cython_blas`` for a dtype, all of whose arguments are pointers, and its scalar."""
+def _function(name: str, arguments: int) -> Any:
+    """A function of ``scipy.linalg.cython_blas``, all of whose arguments are pointers."""
     # it takes longer to import than all the rest of nettrim
     from scipy.linalg import cython_blas
 
     get_name, get_pointer = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
     get_name.restype, get_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
     get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    name, scalar = _KINDS[dtype]
     capsule = cython_blas.__pyx_capi__[name]
     # CFUNCTYPE releases the GIL during the call
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 13)(get_pointer(capsule, get_name(capsule))), scalar
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(get_pointer(capsule, get_name(capsule)))
 
 
 def _operand(A: np.ndarray) -> tuple[np.ndarray, bytes, int]:
@@ -75,7 +74,8 @@ def gemm(A: np.ndarray, B: np.ndarray, C: np.ndarray, alpha: float = 1.0, beta: 
     ValueError
         Shapes or dtypes do not fit, the rows of C are not contiguous, or a side or a distance of rows exceeds 32 bits.
     """
-    function, real = _function(C.dtype)
+    name, real = _KINDS[C.dtype]
+    function = _function(name, 13)
     (m, n), k = C.shape, A.shape[1]
     if (A.shape, B.shape) != ((m, k), (k, n)) or not A.dtype == B.dtype == C.dtype:
         # BLAS would read past the end of an array
@@ -112,6 +112,38 @@ def gemm(A: np.ndarray, B: np.ndarray, C: np.ndarray, alpha: float = 1.0, beta: 
         C.ctypes.data,
         LDC,
     )
+
+
+def syrk(A: np.ndarray, C: np.ndarray) -> None:
+    """``C <- A A^T + C`` in place, the lower triangle.
+
+    Parameters
+    ----------
+    A : (m, k) float64 array
+    C : (m, m) float64 array, column-major
+
+    Raises
+    ------
+    ValueError
+        Shapes, dtypes or the order of C do not fit, or a side or a distance of rows exceeds 32 bits.
+    """
+    m, k = A.shape
+    if C.shape != (m, m) or not A.dtype == C.dtype == np.float64 or not C.flags.f_contiguous:
+        # BLAS would read or write past the end of an array
+        raise ValueError(f"{A.dtype} {A.shape} times its transpose does not fit {C.dtype} {C.shape}, column-major")
+    if m == 0 or k == 0:
+        return
+    A, flag, lda = _operand(A)
+    if max(m, k, lda) > _LARGEST:
+        raise ValueError(f"a product of {m} x {k} by {k} x {m} exceeds the integers of BLAS")
+    numbers = [ctypes.c_int(i) for i in (m, k, lda)]
+    M, K, LDA = (ctypes.addressof(i) for i in numbers)
+    one = ctypes.c_double(1.0)
+    ONE = ctypes.addressof(one)
+    # row-major A is column-major A^T
+    flags = ctypes.c_char(b"L"), ctypes.c_char(b"T" if flag == b"N" else b"N")
+    L, T = (ctypes.addressof(f) for f in flags)
+    _function("dsyrk", 10)(L, T, M, K, ONE, A.ctypes.data, LDA, ONE, C.ctypes.data, M)
 
 
 def product(pool: Executor, blocks: int, A: np.ndarray, B: np.ndarray) -> np.ndarray:
