@@ -5,12 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 # further arguments for pytest, e.g. make test ARGS="-k certificate -x"
 ARGS ?=
+# extras that make package tries, each in an environment of its own
+EXTRAS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test lint docs package bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/demo.stamp  ## prune the hidden layers of a digits classifier and show what is kept, lost and proved
 	$(BIN)/nettrim demo
@@ -28,6 +30,9 @@ docs: $(VENV)/docs.stamp  ## build docs/_build/html with warnings as errors and 
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -b doctest docs docs/_build/doctest
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m doctest README.md
 	@echo "docs/_build/html/index.html"
+
+package: $(VENV)/dev.stamp  ## build the archives and try the wheel in an environment of its own (EXTRAS="torch demo", or all)
+	$(BIN)/python tests/check_package.py $(EXTRAS)
 
 # the short forms run in a copy, so that they leave the figures of bench/results alone
 bench: $(VENV)/dev.stamp  ## print the benchmark commands and run two of them in a short form (needs MNIST, see CONTRIBUTING.md)

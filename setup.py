@@ -15,5 +15,5 @@ def packages(root: str) -> list[str]:
 setup(
     packages=packages("nettrim") + [f"nettrim.{name}" for name in packages("kernels")],
     package_dir={"nettrim": "nettrim", "nettrim.kernels": "kernels"},
-    package_data={"": ["*.npz", "*.cu", "*.cuh"]},
+    package_data={"": ["*.npz", "*.cu", "*.cuh", "py.typed"]},
 )
