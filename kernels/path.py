@@ -34,6 +34,8 @@ _AHEAD = 0.01
 #: what happens at a kink: nothing, a weight reaches zero, a gradient its cost from above or below, a multiplier zero,
 #: an output its bound
 _NOTHING, _ZERO, _LOWER, _UPPER, _FREE, _MET = 0, 1, 2, 3, 4, 5
+#: flops of a matrix product in the time of an entry that a kink reads or changes: scalar code, bound by memory
+_ENTRY = 10.0
 
 
 @nb.njit(**OPTIONS)
@@ -232,13 +234,21 @@ def _insert(G, A, which, rate, shift, basis, position, m, inverse, direction, co
 
 
 @nb.njit(**OPTIONS)
-def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, shift, kept, kept_inverse, limit):
+def _again(G, A, basis, m, shift, inverse, work):
+    """The inverse of the basis' system, made anew; whether there is one."""
+    work[0] += 2.0 * m * m * m
+    return invert(system(G, A, G.shape[0], basis, m, shift), inverse)
+
+
+@nb.njit(**OPTIONS)
+def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, shift, kept, kept_inverse, limit, work):
     """Follow the exact solution from a problem that (w, eta) solves to this one; in place.
 
     `size` is the unit of the bounds' rows, `shift` that of the systems in its square, `kept` and `kept_inverse` what
     the neuron's last path ended with: the inputs and bounds (bound p as -1 - p) of its system, and the inverse, which
-    is used again if (w, eta) still has these sets. Returns (arrived, kinks, kept, kept_inverse); path_w and path_eta
-    get the affine solution w0 - mu w1 of the last piece.
+    is used again if (w, eta) still has these sets. `work` is what the path takes, in flops of matrix products of the
+    same time, and the most that it may take. Returns (arrived, kinks, kept, kept_inverse); path_w and path_eta get the
+    affine solution w0 - mu w1 of the last piece.
 
     The shift makes the solution unique and bounds the condition where inputs or bounds are dependent: below 1e-8 the
     inverse loses its digits there. `exact` removes it.
@@ -261,7 +271,7 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, shift, k
     m = _first_basis(C, w, e, basis, position, sign)
     inverse = np.empty((cap, cap))
     if not _reuse(G, A, n, shift, basis, position, m, kept, kept_inverse, inverse):
-        if not invert(system(G, A, n, basis, m, shift), inverse):
+        if not _again(G, A, basis, m, shift, inverse, work):
             return False, 0, nothing, no_inverse
     x, z, cost = np.empty(n), np.empty(k), np.empty(n)
     outputs(A, w, z)
@@ -276,6 +286,9 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, shift, k
     dw, de, dg, dz = np.empty(n), np.empty(k), np.empty(n), np.empty(k)
     direction, right, column, u = np.empty(cap), np.empty(cap), np.empty(cap), np.empty(cap)
     for step in range(limit):
+        work[0] += _ENTRY * (n * (n + k) + 2.0 * m * m)
+        if work[0] > work[1]:
+            return False, step, nothing, no_inverse
         if fresh:
             for r in range(m):
                 q = basis[r]
@@ -293,7 +306,7 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, shift, k
             )
             wrong = wrong and not fresh
         if wrong:
-            if (fresh and not np.isfinite(total)) or not invert(system(G, A, n, basis, m, shift), inverse):
+            if (fresh and not np.isfinite(total)) or not _again(G, A, basis, m, shift, inverse, work):
                 return False, step, nothing, no_inverse
             fresh = True
             continue
@@ -325,7 +338,7 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, shift, k
             trusted = _remove(which, basis, position, m, inverse, direction, 1 / (_DEPENDENT * size * size))
             m -= 1
             if not trusted:
-                if not invert(system(G, A, n, basis, m, shift), inverse):
+                if not _again(G, A, basis, m, shift, inverse, work):
                     return False, step, nothing, no_inverse
                 fresh = True
         else:
@@ -337,12 +350,12 @@ def follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, feasible, size, shift, k
             pivot = _insert(G, A, which, rate, shift, basis, position, m, inverse, direction, column, u)
             m += 1
             if pivot < _DEPENDENT * size * size and not accurate(G, A, basis, m, shift, inverse):
-                if not invert(system(G, A, n, basis, m, shift), inverse):
+                if not _again(G, A, basis, m, shift, inverse, work):
                     return False, step, nothing, no_inverse
                 fresh = True
         if (step + 1) % _REFRESH == 0:
             if not accurate(G, A, basis, m, shift, inverse):
-                if not invert(system(G, A, n, basis, m, shift), inverse):
+                if not _again(G, A, basis, m, shift, inverse, work):
                     return False, step, nothing, no_inverse
             for r in range(m):
                 q = basis[r]

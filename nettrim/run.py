@@ -41,6 +41,8 @@ FINE_START, FINE_GAP, FINE_ITERATIONS = 400, 0.2, 150
 NOTHING = 2e10
 #: working sets are left when they are expected to take this many times as long as what ADMM has still to do
 DENSE = 1.0
+#: and after paths that took this many times as long as all that ADMM would have to do
+SPENT = 1.0
 #: radii below this fraction of ||Y_Omega|| are left to ADMM: the working sets' multipliers are residuals over mu
 SMALLEST_RADIUS = 1e-4
 #: a polish is also tried at this iteration, and at each doubling, whatever the gap: small radii may never reach it
@@ -56,6 +58,7 @@ FINAL = ("accepted", "max_iterations", "time_limit", "interrupted", "infeasible"
 #: why working sets could not go on
 HANDED_OVER = {
     "memory": "their matrices exceed memory_limit",
+    "budget": "they have taken as long as ADMM is expected to",
     "out of reach": "the ball is out of their reach",
     "precision": "nothing is left to add, but the tolerances are not met",
 }
@@ -158,6 +161,8 @@ class Run:
             return self._hand_over(f"backend {loop.backend.name} has ADMM only")
         if self.problem.on_disk:
             return self._hand_over("they need any samples at any time, and these are on disk")
+        if solver._costly and self.settings.method == "auto":
+            return self._hand_over("in an earlier solve they took as long as ADMM is expected to")
         equalities = not loop.radii.any()
         if not equalities and loop.radii.min() < SMALLEST_RADIUS * np.linalg.norm(loop.sizes) / np.sqrt(
             loop.radii.size
@@ -187,7 +192,12 @@ class Run:
                         return self._hand_over("the supports are dense")
         threads = self.settings.n_threads or blas_threads()
         kind = Equalities if equalities else WorkingSet
-        method = kind(loop, self.settings, threads, self._stopped, solver._working)
+        budget = np.inf
+        if self.settings.method == "auto" and not equalities:
+            # of several threads, each follows a path of its own
+            count = coarse.iterations(coarse.relative_radius(loop), self.settings.gap_tol)
+            budget = max(SPENT * count * coarse.iteration_work(loop), NOTHING) * min(threads, loop.samples.shape[1])
+        method = kind(loop, self.settings, threads, self._stopped, solver._working, budget)
         solver._working = None
         self.seconds["setup"] += self._elapsed() - sum(self.seconds.values())
         reason, rounds = method.run(start, self._accept_round, self._observe)
@@ -201,6 +211,7 @@ class Run:
         if reason in FINAL:
             solver._start, solver._working, solver._state = method.state(), method.release(), None
             return reason, rounds
+        solver._costly = reason == "budget"
         return self._hand_over(HANDED_OVER[reason], rounds)
 
     def _fine_start(self) -> tuple[coarse.Start | None, str, int]:

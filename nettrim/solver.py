@@ -94,6 +94,8 @@ class Solver:
         self._start: Start | None = None
         self._given: tuple[np.ndarray, np.ndarray | None] | None = None
         self._working: WorkingSet | None = None
+        # whether working sets were left for what they cost: then so they would be again
+        self._costly = False
         self._penalty = problem.penalty
 
     def update(self, **changes: Any) -> Solver:
@@ -102,6 +104,7 @@ class Solver:
         The factor is kept unless X changes, the state unless the shape of the problem does.
         """
         self.problem = self.problem.replace(**changes)
+        self._costly = self._costly and not {"X", "Y", "omega"} & set(changes)
         self._check()
         return self
 

@@ -25,6 +25,7 @@ round changes mu once, by a part of what the ball's equation asks for.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -106,6 +107,8 @@ class WorkingSet:
         Asked between neurons for a reason to stop.
     earlier : WorkingSet, optional
         An earlier run on the same X and Omega, whose products are used again.
+    budget : float
+        What paths may take, in flops of matrix products of the same time, before another method should go on.
     """
 
     #: rounds in a row without progress, after which nothing more is expected
@@ -118,7 +121,10 @@ class WorkingSet:
         n_threads: int,
         stopped: Callable[[], str | None],
         earlier: WorkingSet | None = None,
+        budget: float = np.inf,
     ):
+        self.budget, self.spent = budget, 0.0
+        self._lock = threading.Lock()
         self.loop, self.settings, self.n_threads, self.stopped = loop, settings, n_threads, stopped
         self.operator = loop.samples.operator
         self.N, self.M, _ = loop.samples.shape
@@ -145,9 +151,9 @@ class WorkingSet:
     ) -> tuple[str, int]:
         """Rounds until `accept` is true or a reason to stop; returns the reason and the number of rounds.
 
-        Reasons are "accepted", those of `stopped` and `observe`, "max_iterations", and three after which another method
-        should go on: "memory", "out of reach" (the ball at a vanishing mu) and "precision" (nothing is left to add, yet
-        the tolerances are not met).
+        Reasons are "accepted", those of `stopped` and `observe`, "max_iterations", and four after which another method
+        should go on: "memory", "budget", "out of reach" (the ball at a vanishing mu) and "precision" (nothing is left
+        to add, yet the tolerances are not met).
         """
         began = time.perf_counter()
         balls = self.radii.size
@@ -169,6 +175,9 @@ class WorkingSet:
             with self._workers() as pool:
                 self._timed("gram", lambda pool: list(pool.map(self._grow, range(self.M))), pool)
                 reached = self._timed("neurons", self._find_level, pool, settled)
+                if self.spent > self.budget and not self.stopped():
+                    # some neurons were left out
+                    return "budget", k - 1
                 check, added, watched = self._timed("check", self._check, pool, k, began)
             reason = self.stopped() or ("max_iterations" if k == self.settings.max_iterations else None)
             check.last = reason is not None
@@ -292,7 +301,7 @@ class WorkingSet:
     def _solve(self, m: int, mu: float, tol: float) -> None:
         from nettrim.kernels import active_set, path, systems
 
-        if self.stopped():
+        if self.spent > self.budget or self.stopped():
             return
         n = self.neurons[m]
         if n.inputs.size == 0:
@@ -320,13 +329,14 @@ class WorkingSet:
         for shift in () if n.exact or n.zero else SHIFTS:
             before = n.w.copy(), n.eta.copy()
             most = 10 * (n.w.size + n.eta.size) + 100
+            work = np.array([0.0, self.budget - self.spent])
             # the unit stays, so that the inverse does
             n.size = n.size or systems.rms_norm(n.G, n.A)
             start = n.path_w, n.path_eta, n.w, n.eta
             _, kinks, n.basis, n.inverse = path.follow(
-                n.G, b, C, n.A, v, mu, *start, self.level, n.size, shift, n.basis, n.inverse, most
+                n.G, b, C, n.A, v, mu, *start, self.level, n.size, shift, n.basis, n.inverse, most, work
             )
-            self.counts["kinks"] += kinks
+            self._spend(kinks, work[0])
             # w = 0, if the bounds allow it, costs ||y||^2 / 2: a path that ends above that has lost all digits
             most_cost = 0.5 * yy * (1 + 1e-6) if v.min(initial=0) >= 0 else np.finfo(float).max
             if not mu * float(C @ np.abs(n.w)) + 0.5 * systems.square(n.G, b, yy, n.w) <= most_cost:
@@ -344,6 +354,12 @@ class WorkingSet:
             n.c, n.a = yy, 0.0
         elif not n.exact:
             n.c, n.a = active_set.nearby(n.G, b, yy, mu, n.path_w, n.w)
+
+    def _spend(self, kinks: int, work: float) -> None:
+        """Count what a path took, neurons being solved beside each other."""
+        with self._lock:
+            self.counts["kinks"] += kinks
+            self.spent += work
 
     def _is_zero(self, n: _Neuron, b: np.ndarray, C: np.ndarray, v: np.ndarray, mu: float, yy: float) -> bool:
         """Whether w = 0, near which all bounds of a ReLU are dependent, is as good as optimal by the multipliers.
@@ -377,7 +393,8 @@ class WorkingSet:
             self.ball = float((reached / radii).max())
             # a ball that W = 0 does not fill asks nothing
             done = (np.abs(reached - radii) <= aim * radii) | (zero & (reached < radii))
-            if done.all() or (settled and step + 1 == LEVELS) or self.stopped():
+            over = self.spent > self.budget
+            if done.all() or (settled and step + 1 == LEVELS) or over or self.stopped():
                 break
             above = reached > radii
             high = np.where(above, np.minimum(high, self.mu), high)

@@ -21,6 +21,11 @@ from nettrim.coarse import COARSE, FINE, Start, coarse_start, exact_work, iterat
 from nettrim.working_set import SHIFTS, WorkingSet
 
 
+def unlimited() -> np.ndarray:
+    """Nothing spent of any amount."""
+    return np.array([0.0, np.inf])
+
+
 def neuron(seed: int, n: int, k: int, samples: int, bounds: str = "zero"):
     """G, b, y.y, C, A, v of a random neuron; `samples` < n makes G singular."""
     rng = np.random.default_rng(seed)
@@ -54,7 +59,9 @@ def follow(problem, mu, w, eta, feasible=1e-12, shift=1e-9):
     total = 0
     for _ in range(3):
         # as the solver does: a path from the end of the last one is short, and mends what that one lost
-        arrived, kinks, *kept = path.follow(G, b, C, A, v, mu, *paths, w, eta, feasible, size, shift, *kept, most)
+        arrived, kinks, *kept = path.follow(
+            G, b, C, A, v, mu, *paths, w, eta, feasible, size, shift, *kept, most, unlimited()
+        )
         total += kinks
     return arrived, total
 
@@ -133,7 +140,7 @@ def test_the_affine_path_is_exact_until_the_sets_change(seed, log_mu):
     w, eta = np.zeros(8), np.zeros(6)
     path_w, path_eta = np.zeros((2, 8)), np.zeros((2, 6))
     size, kept = systems.rms_norm(G, A), (np.empty(0, np.int64), np.empty((0, 0)))
-    _, _, *kept = path.follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, 1e-12, size, 1e-9, *kept, 500)
+    _, _, *kept = path.follow(G, b, C, A, v, mu, path_w, path_eta, w, eta, 1e-12, size, 1e-9, *kept, 500, unlimited())
     verified, solved, c, a = active_set.exact(G, b, yy, C, A, v, mu, path_w, path_eta, w, eta, 1e-8, 1e-9, 3)
     assert verified
     assert solved == 0
@@ -151,12 +158,14 @@ def test_a_kept_inverse_gives_the_same_path():
     G, b, _, C, A, v = problem
     size, nothing = systems.rms_norm(G, A), (np.empty(0, np.int64), np.empty((0, 0)))
     w, eta, paths = np.zeros(12), np.zeros(10), (np.zeros((2, 12)), np.zeros((2, 10)))
-    _, _, basis, inverse = path.follow(G, b, C, A, v, 2.0, *paths, w, eta, 1e-12, size, 1e-9, *nothing, 500)
+    _, _, basis, inverse = path.follow(
+        G, b, C, A, v, 2.0, *paths, w, eta, 1e-12, size, 1e-9, *nothing, 500, unlimited()
+    )
     assert basis.size > 3
     ends = []
     for kept in (nothing, (basis, inverse), (basis, 1.01 * inverse)):
         x, y = w.copy(), eta.copy()
-        arrived, *_ = path.follow(G, b, C, A, v, 1.0, *paths, x, y, 1e-12, size, 1e-9, *kept, 500)
+        arrived, *_ = path.follow(G, b, C, A, v, 1.0, *paths, x, y, 1e-12, size, 1e-9, *kept, 500, unlimited())
         assert arrived
         ends.append(x)
     np.testing.assert_allclose(ends[1], ends[0], atol=1e-9)
@@ -207,7 +216,7 @@ def test_a_path_gets_through_dependent_sets(seed):
     mu, n, k = 0.02 * np.abs(b).max(), *A.shape
     paths, kept = (np.zeros((2, n)), np.zeros((2, k))), (np.empty(0, np.int64), np.empty((0, 0)))
     size = systems.rms_norm(G, A)
-    arrived, kinks, *_ = path.follow(G, b, C, A, v, mu, *paths, w, eta, 1e-6, size, SHIFTS[0], *kept, 2300)
+    arrived, kinks, *_ = path.follow(G, b, C, A, v, mu, *paths, w, eta, 1e-6, size, SHIFTS[0], *kept, 2300, unlimited())
     assert arrived
     assert kinks < 1000
     assert active_set.exact(G, b, yy, C, A, v, mu, *paths, w, eta, 1e-5, 1e-6, 3)[0]
@@ -442,6 +451,47 @@ def test_it_hands_over_with_a_reason(caplog, problem_options, settings, why):
     assert why in caplog.text
     assert solution.settings["method"] == "admm"
     assert solution.status == nt.Status.SOLVED
+
+
+def test_a_path_stops_at_what_it_may_take():
+    problem = neuron(3, 40, 60, 200)
+    taken = []
+    for most in (np.inf, 1e5):
+        G, b, _, C, A, v = problem
+        w, eta, work = np.zeros(40), np.zeros(60), np.array([0.0, most])
+        kept = np.empty(0, np.int64), np.empty((0, 0))
+        arrived, *_ = path.follow(
+            *(G, b, C, A, v, 0.01 * np.abs(b).max(), np.zeros((2, 40)), np.zeros((2, 60)), w, eta),
+            *(1e-12, systems.rms_norm(G, A), 1e-7, *kept, 5000, work),
+        )
+        assert arrived == np.isinf(most)
+        taken.append(work[0])
+    # the last kink is what is above it
+    assert taken[1] < 1e5 + 10 * (40 * 100 + 2 * 100**2) < taken[0]
+
+
+def test_auto_leaves_working_sets_that_take_too_long(monkeypatch, caplog):
+    """They cost at most as much as ADMM is expected to, are not tried again, and the answer is that of ADMM."""
+    problem = random_problem(np.random.default_rng(5), 40, 6, 400)
+    expected = nt.Solver(problem, method="admm").solve()
+    monkeypatch.setattr(run_module, "NOTHING", 1.0)
+    monkeypatch.setattr(run_module, "SPENT", 1e-6)
+    caplog.set_level(logging.INFO, logger="nettrim")
+    solver = nt.Solver(problem)
+    first, second = solver.solve(), solver.update(epsilon=0.2).solve()
+    for solution in (first, second):
+        assert solution.status == nt.Status.SOLVED
+        assert solution.settings["method"] == "admm"
+    assert first.certificate.objective == pytest.approx(expected.certificate.objective, rel=2e-3)
+    said = [record.getMessage() for record in caplog.records]
+    assert [("earlier" in line) for line in said if "ADMM is expected to" in line] == [False, True]
+    # another Omega is another problem
+    caplog.clear()
+    solver.update(Y=np.maximum(problem.Y - 0.1 * problem.Y.mean(), 0)).solve()
+    assert not any("earlier" in record.getMessage() for record in caplog.records)
+    # whoever asks for working sets gets them
+    asked = nt.Solver(problem, method="working_set").solve()
+    assert asked.settings["method"] == "working_set"
 
 
 @pytest.mark.parametrize("kind", ["outputs", "bound", "bounds", "neuronwise"])
