@@ -259,7 +259,7 @@ class Shard:
         return self.backend.asarray(a, a.dtype)
 
     def _result(self, *arrays: Any) -> Total:
-        return Total(tuple(self.backend.to_host(a) if hasattr(a, "shape") else a for a in arrays))
+        return Total(tuple(a if type(a) is np.ndarray else self.backend.to_host(a) for a in arrays))
 
 
 @dataclass(frozen=True)
