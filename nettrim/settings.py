@@ -50,8 +50,8 @@ class Settings:
         Folder for the part of the state that does not fit into `memory`, as large as Y at most; default the system's
         for temporary files. Nothing is left there.
     checkpoint : str or path, optional
-        Folder in which ADMM keeps its state, so that the same solve goes on there when it has been stopped, by whatever;
-        made if need be, and deleted when the problem is solved. Working sets keep nothing.
+        Folder in which ADMM keeps its state, so that the same solve goes on there when it has been stopped, by
+        whatever; made if need be, and deleted when the problem is solved. Working sets keep nothing.
     checkpoint_every : float
         Seconds between two checkpoints (default 60).
     time_limit : float

@@ -48,7 +48,7 @@ class Sweeps(ABC):
     def _sweep(self, work: Callable[[Chunk], Any], *names: str, T: Any = None, write: bool = False) -> None:
         """Call `work` with every chunk, with the arrays called `names` and, if given, the state, kept if `write`."""
 
-    def saved(self, columns: Any) -> None:
+    def saved(self, columns: Any) -> None:  # noqa: B027  of use to those on other machines only
         """It is of no use here."""
 
     def target_product(self) -> Array:

@@ -6,6 +6,7 @@ can run code on its workers. Checkpoints and layers in files are never unpickled
 """
 
 from nettrim.distributed.cluster import connect
+from nettrim.distributed.neurons import solve_neurons
 from nettrim.distributed.problem import ShardedProblem, solve
 
-__all__ = ["ShardedProblem", "connect", "solve"]
+__all__ = ["ShardedProblem", "connect", "solve", "solve_neurons"]

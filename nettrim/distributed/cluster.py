@@ -145,8 +145,8 @@ def workers(
 def lost_scheduler(client: Any) -> RuntimeError:
     """What is said when it does not answer."""
     return RuntimeError(
-        f"the scheduler at {getattr(client.scheduler, 'address', 'its address')} does not answer any more: a solve with a "
-        "checkpoint goes on from there, and finished layers are kept in the folder of the run"
+        f"the scheduler at {getattr(client.scheduler, 'address', 'its address')} does not answer any more: a solve "
+        "with a checkpoint goes on from there, and finished layers are kept in the folder of the run"
     )
 
 

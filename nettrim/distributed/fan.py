@@ -71,7 +71,11 @@ def _run(job: Job, topic: str, n_threads: int | None) -> Any:
     # tasks beside each other in one process share its BLAS: one thread each
     threads = threads if n_threads or get_worker().state.nthreads == 1 else 1
     options = {**job.options, "n_threads": threads, "callback": _Follow(topic, job.name)}
-    return job.function(*job.arguments, **options)
+    try:
+        return job.function(*job.arguments, **options)
+    except KeyboardInterrupt:
+        # it was told to stop, and must not take the worker with it; nobody waits for the result
+        return None
 
 
 def fan_out(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -223,7 +224,7 @@ def _cuts(P: int, count: int) -> list[slice]:
     block = block_of(P)
     blocks = -(-P // block)
     edges = sorted({min(k * blocks // count * block, P) for k in range(count)} | {P})
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def _together(surveys: list[Survey]) -> Survey:

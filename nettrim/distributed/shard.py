@@ -58,9 +58,7 @@ class Piece:
         with warnings.catch_warnings():
             # whoever made the problem is told, once
             warnings.simplefilter("ignore", UserWarning)
-            return Problem(
-                self.X.open(), self.Y.open(), epsilon_abs=0.0, omega=omega, V=V, dtype=np.dtype(self.dtype)
-            )
+            return Problem(self.X.open(), self.Y.open(), epsilon_abs=0.0, omega=omega, V=V, dtype=np.dtype(self.dtype))
 
 
 @dataclass

@@ -14,6 +14,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -105,14 +106,12 @@ class Shards:
     def total(self, name: str, *arguments: Any, changes: bool = False) -> Total:
         """Sum of a call's results over all shards."""
         call = self._call(name, arguments, changes)
-        return self._persistently(lambda: self._ask(0, "reduce", 0, len(self.pieces), call))
+        return self._persistently(partial(self._ask, 0, "reduce", 0, len(self.pieces), call))
 
     def each(self, name: str, arguments: Sequence[tuple]) -> list[Any]:
         """A call's result of each shard, with its own arguments; none that changes the state."""
         calls = [Call(name, own) for own in arguments]
-        return [
-            self._persistently(lambda k=k, call=call: self._ask(k, "each", k, call)) for k, call in enumerate(calls)
-        ]
+        return [self._persistently(partial(self._ask, k, "each", k, call)) for k, call in enumerate(calls)]
 
     def load(self, values: Any) -> Total:
         """T <- values, and X T^T. Each shard is sent its own columns."""
@@ -123,7 +122,7 @@ class Shards:
         self._keep(Call("load", (own,), self.number))
         for k, part in enumerate(own):
             call = Call("load", (part,), self.number)
-            found = self._persistently(lambda k=k, call=call: self._ask(k, "each", k, call))
+            found = self._persistently(partial(self._ask, k, "each", k, call))
             total = found if total is None else total + found
         return total
 
