@@ -17,6 +17,7 @@ from instances import KINDS, random_problem
 import nettrim as nt
 from nettrim import checkpoint
 from nettrim.distributed import ShardedProblem, connect
+from nettrim.distributed import cluster as cluster_module
 from nettrim.distributed import shards as shards_module
 from nettrim.distributed.problem import _cuts
 from nettrim.distributed.shard import Call, Shard, Total
@@ -29,8 +30,8 @@ distributed = pytest.importorskip("distributed")
 N, M, P = 12, 5, 700
 #: some iterations: a round trip takes some ten milliseconds on a busy machine
 HOW: dict = {"method": "admm", "polish": False, "gap_tol": 2e-2, "feas_tol": 5e-3}
-#: and enough of them to kill workers meanwhile
-LONG: dict = {**HOW, "gap_tol": 5e-3, "feas_tol": 1e-3}
+#: and enough checks among them to kill workers at
+LONG: dict = {**HOW, "check_every": 10}
 
 
 def cluster_of(count: int) -> Any:
@@ -281,8 +282,8 @@ def undisturbed():
 def test_a_killed_worker_is_replaced_and_nothing_changes(both, undisturbed):
     with sharded(make(), both) as q:
         quiet = nt.Solver(q, **LONG).solve()
-    with sharded(make(), both) as q:
-        found = nt.Solver(q, **LONG, callback=Killer(q, both, {60: [0]})).solve()
+        solver = nt.Solver(q, **LONG, callback=Killer(q, both, {20: [0]}))
+        found = solver.solve()
         assert q.shards.recovered
     np.testing.assert_array_equal(found.W, quiet.W)
     assert found.certificate == quiet.certificate and found.iterations == quiet.iterations
@@ -304,11 +305,11 @@ def test_killed_again_and_read_from_a_checkpoint(both, undisturbed, tmp_path, mo
 
     monkeypatch.setattr(shards_module.Shards, "_opened", watched)
     with sharded(make(), both) as q:
-        how = {**LONG, "checkpoint": tmp_path / "run", "callback": Killer(q, both, {60: [2], 120: [0]})}
+        how = {**LONG, "checkpoint": tmp_path / "run", "callback": Killer(q, both, {20: [2], 40: [0]})}
         found = nt.Solver(q, **how).solve()
         assert q.shards.recovered >= 2
     # the state was the checkpoint's, and only what came after it was done again
-    assert any(number > 100 and kept < 30 for number, kept in seen)
+    assert any(number > 40 and kept < 30 for number, kept in seen)
     same(undisturbed, found)
     assert not (tmp_path / "run").exists()
 
@@ -317,7 +318,7 @@ def test_too_much_to_keep_is_said_and_a_loss_then_ends_the_solve(both, monkeypat
     monkeypatch.setattr(shards_module, "KEPT", 1000)
     with sharded(make(), both) as q:
         with pytest.raises(RuntimeError, match="set checkpoint to a folder"):
-            nt.Solver(q, **LONG, callback=Killer(q, both, {60: [0]})).solve()
+            nt.Solver(q, **LONG, callback=Killer(q, both, {20: [0]})).solve()
     assert "set checkpoint, or a loss ends the solve" in caplog.text
 
 
@@ -329,7 +330,7 @@ def test_samples_that_change_are_found(both, tmp_path):
     with sharded(p, both, X=X, Y=Y) as q:
 
         def callback(row):
-            if row["iteration"] == 40:
+            if row["iteration"] == 20:
                 np.save(tmp_path / "other.npy", p.Y * 1.001)
                 os.replace(tmp_path / "other.npy", tmp_path / "Y.npy")
                 kill(both, q.shards._owners[1])
@@ -342,6 +343,7 @@ def test_all_workers_and_the_scheduler_lost_then_resumed_on_one_machine(tmp_path
     """A cluster that dies leaves a checkpoint, from which another one, or none, goes on."""
     monkeypatch.setattr(shards_module, "REPLACED", 1.0)
     monkeypatch.setattr(shards_module, "NONE_LEFT", 1.0)
+    monkeypatch.setattr(cluster_module, "ANSWER", 5.0)
 
     def often(self, state, iterations, samples):
         if iterations % 10 == 5:
@@ -365,7 +367,7 @@ def test_all_workers_and_the_scheduler_lost_then_resumed_on_one_machine(tmp_path
             with sharded(p, client) as q:
 
                 def callback(row):
-                    if row["iteration"] == 60:
+                    if row["iteration"] == 20:
                         for process in processes[1:]:
                             process.kill()
 
@@ -379,12 +381,12 @@ def test_all_workers_and_the_scheduler_lost_then_resumed_on_one_machine(tmp_path
 
                 def second(row):
                     first.append(row["iteration"])
-                    if row["iteration"] == 100:
+                    if row["iteration"] == 40:
                         processes[0].kill()
 
                 with pytest.raises(RuntimeError, match="the scheduler at .* does not answer"):
                     nt.Solver(q, **LONG, checkpoint=run, callback=second).solve()
-            assert first[0] == 60
+            assert first[0] == 20
     finally:
         for process in processes:
             process.kill()
@@ -392,7 +394,7 @@ def test_all_workers_and_the_scheduler_lost_then_resumed_on_one_machine(tmp_path
         log.close()
     rows: list[int] = []
     found = nt.Solver(p, **LONG, checkpoint=run, callback=lambda row: rows.append(row["iteration"])).solve()
-    assert rows[0] == 100
+    assert rows[0] == 40
     same(undisturbed, found, 1e-7)
     assert not run.exists()
 
@@ -412,3 +414,73 @@ else:
     raise SystemExit("no ImportError")
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path("/"))
+
+
+# layers and blocks of neurons
+
+
+def network() -> tuple[list[nt.Layer], np.ndarray]:
+    from helpers import plain_network
+
+    return plain_network((12, 16, 8, 4), mixed=True)
+
+
+def assert_same_network(a: nt.PrunedNetwork, b: nt.PrunedNetwork) -> None:
+    for first, second, one, other in zip(a.layers, b.layers, a.reports, b.reports, strict=True):
+        np.testing.assert_allclose(first.weight, second.weight, rtol=1e-5, atol=1e-6)
+        assert (one.name, one.status, one.kept) == (other.name, other.status, other.kept)
+        assert one.error == pytest.approx(other.error, rel=1e-4) and one.bound == pytest.approx(other.bound, rel=1e-4)
+
+
+def test_layers_over_a_cluster_are_those_of_one_machine(both):
+    layers, inputs = network()
+    here = nt.prune(layers, inputs, {"fc1": 0.2, "*": 0.1}, n_threads=1)
+    reports, names = [], set()
+
+    def callback(row):
+        names.add(row["name"])
+
+    there = nt.prune(layers, inputs, {"fc1": 0.2, "*": 0.1}, client=both, progress=reports.append, callback=callback)
+    assert_same_network(here, there)
+    assert [r.name for r in reports] == ["fc0", "fc1", "fc2"]
+    assert names <= {f"nettrim-layer-fc{k}" for k in range(3)}
+    with pytest.raises(ValueError, match="a layer of the cascade waits"):
+        nt.prune(layers, inputs, 0.1, "cascade", client=both)
+
+
+def test_a_layer_whose_worker_is_killed_is_sent_again(both, caplog):
+    """The worker that has it, whichever that is, while it is at work."""
+    layers, inputs = network()
+    here = nt.prune(layers, inputs, 0.05, method="admm", polish=False, n_threads=1, gap_tol=1e-5)
+    killed: list[str] = []
+
+    def callback(row):
+        if not killed:
+            killed.append(row["name"])
+            os.kill(row["pid"], signal.SIGKILL)
+
+    there = nt.prune(layers, inputs, 0.05, method="admm", polish=False, gap_tol=1e-5, client=both, callback=callback)
+    assert killed and "was lost with its worker, and is sent again" in caplog.text
+    assert_same_network(here, there)
+
+
+def test_stopping_all_layers(both):
+    layers, inputs = network()
+    with pytest.raises(KeyboardInterrupt):
+        nt.prune(layers, inputs, 0.05, method="admm", gap_tol=1e-9, client=both, callback=lambda row: True)
+    # the workers are there for others
+    assert both.submit(sum, [1, 2], pure=False).result(timeout=120) == 3
+
+
+@pytest.mark.parametrize("kind", ["relu", "linear", "bounds", "bias free"])
+def test_blocks_of_neurons(both, kind):
+    p = make(kind)
+    options: dict = {"omega": "linear" if p.linear else "active", "V": p.V if p.V.size > 1 else 0.0, "C": p.C}
+    here = nt.solve(p.X, p.Y, 0.05, neuronwise=True, gap_tol=1e-7, feas_tol=1e-7, **options)
+    there = nt.distributed.solve_neurons(p.X, p.Y, 0.05, client=both, blocks=3, gap_tol=1e-7, feas_tol=1e-7, **options)
+    assert there.status == nt.Status.SOLVED and there.certificate.holds(1e-6, 1e-6)
+    assert there.certificate.objective == pytest.approx(here.certificate.objective, rel=1e-5)
+    with pytest.raises(ValueError, match="may couple the neurons"):
+        nt.distributed.solve_neurons(p.X, p.Y, 0.05, client=both, penalty="rows")
+    with pytest.raises(ValueError, match="a common ball couples the neurons"):
+        nt.distributed.solve_neurons(p.X, p.Y, 0.05, client=both, neuronwise=False)

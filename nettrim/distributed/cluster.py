@@ -66,7 +66,8 @@ def connect(where: Any, workers: int | None = None) -> Iterator[Any]:
             # this machine only: whoever else reached the scheduler could run code
             kind["host"] = "127.0.0.1"
         with (
-            distributed.LocalCluster(**kind, dashboard_address="127.0.0.1:0") as cluster,
+            # what goes wrong in a task is raised here; what is said beside that, after Ctrl-C say, is of no use
+            distributed.LocalCluster(**kind, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL) as cluster,
             distributed.Client(cluster) as client,
         ):
             log.info("dashboard at %s", client.dashboard_link)

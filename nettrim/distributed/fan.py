@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,7 @@ class _Follow:
     def __call__(self, row: dict[str, Any]) -> bool:
         from distributed import Event, get_worker
 
-        get_worker().log_event(self.topic, {"name": self.name, **row})
+        get_worker().log_event(self.topic, {"name": self.name, "pid": os.getpid(), **row})
         return Event(self.topic).is_set()
 
 
@@ -93,7 +94,7 @@ def fan_out(
     client : distributed.Client
     jobs : iterable of Job
     callback : callable, optional
-        Told of every check of a solver, with the job's ``name``; a true result stops all of them.
+        Told of every check of a solver, with the job's ``name`` and the worker's ``pid``; a true result stops all.
     n_threads : int, optional
         Of a job; default one, where tasks run beside each other on a worker.
 
