@@ -125,7 +125,7 @@ def test_maps_are_the_arrays(bundle):
 @example([(0.0, 0)], 1.0)
 @example([(0.0018, 3)], 1.0)
 def test_a_damaged_file_is_refused_or_mapped_within_its_bounds(bundle, flips, part):
-    path, whole, a = bundle
+    path, whole, _ = bundle
     damaged = bytearray(whole[: int(part * len(whole))])
     for place, bit in flips:
         damaged[int(place * len(damaged))] ^= 1 << bit
@@ -182,7 +182,7 @@ def prune(run, output: str, *more: str):
 def test_layers_over_processes_are_those_of_one(network, run):
     import nettrim.torch as ntt
 
-    code, out, err = prune(run, "run", "--dask", "processes")
+    code, _, err = prune(run, "run", "--dask", "processes")
     assert code == CERTIFIED and "3 layers" in err
     assert {f"layer_{k:03d}.npz" for k in range(3)} < set(os.listdir("run"))
     assert prune(run, "one", "--threads", "1")[0] == CERTIFIED

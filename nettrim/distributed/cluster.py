@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -70,6 +72,8 @@ def connect(where: Any, workers: int | None = None) -> Iterator[Any]:
             distributed.LocalCluster(**kind, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL) as cluster,
             distributed.Client(cluster) as client,
         ):
+            if where == "processes":
+                client.register_worker_callbacks(_ignore_interrupts)
             log.info("dashboard at %s", client.dashboard_link)
             yield client
         return
@@ -88,6 +92,12 @@ def connect(where: Any, workers: int | None = None) -> Iterator[Any]:
         raise ValueError(f"no scheduler answers at {where}: {error}") from error
     with client:
         yield client
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C goes to every process of a terminal; what becomes of the workers is decided by the one that has them."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def alive(client: Any) -> dict[str, int]:
