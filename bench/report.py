@@ -335,9 +335,11 @@ def plans() -> list[str]:
         *lines,
         "",
         f"That is {hours:.0f} hours of one worker, or {hours / 64:.1f} of 64, plus the forward passes of the model "
-        f"that give the samples. Assumed of a worker: {ASSUMED['flops'] / 1e9:.0f} GFLOP/s in float32 and half in float64, "
-        f"{1e3 * ASSUMED['latency']:g} ms a message and its answer, {ASSUMED['bandwidth'] / 1e9:g} GB/s between "
-        f"machines, {ASSUMED['disk'] / 1e9:g} GB/s from disk; 300 iterations are a guess, and may be three times as many.",
+        "that give the samples. Assumed of a worker: "
+        f"{ASSUMED['flops'] / 1e9:.0f} GFLOP/s in float32 and half in float64, "
+        f"{1e3 * ASSUMED['latency']:g} ms a message and its answer, "
+        f"{ASSUMED['bandwidth'] / 1e9:g} GB/s between machines, {ASSUMED['disk'] / 1e9:g} GB/s from disk; "
+        "300 iterations are a guess, and may be three times as many.",
         "",
     ]
 

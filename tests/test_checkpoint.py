@@ -280,3 +280,6 @@ def test_settings_and_what_takes_several_solves(tmp_path):
     ):
         with pytest.raises(ValueError, match="checkpoint is for a single solve"):
             call()
+    network = [nt.Layer(np.ones((M, N)), relu=False, name="only")]
+    with pytest.raises(ValueError, match="not for layers of a network"):
+        nt.prune(network, p.X.T.copy(), 0.1, checkpoint=tmp_path)

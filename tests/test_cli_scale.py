@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -229,10 +230,15 @@ def test_ctrl_c_keeps_the_finished_layers(network, run):
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        for line in process.stderr:
-            if "0 of 3 layers finished" in line:
-                break
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=200)
+        try:
+            for line in process.stderr:
+                if "0 of 3 layers finished" in line:
+                    break
+            os.killpg(process.pid, signal.SIGINT)
+            out, err = process.communicate(timeout=200)
+        finally:
+            # whatever happened: nobody else would end it
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == NOT_CONVERGED and out == ""
     assert "of 3 layers are finished, the same command goes on" in err and "Traceback" not in err

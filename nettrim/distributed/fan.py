@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from nettrim.distributed.cluster import imported, lost_scheduler, workers
+from nettrim.distributed.cluster import alive, imported, workers
 from nettrim.threads import limit
 
 __all__ = ["Job", "fan_out"]
@@ -123,7 +123,9 @@ def fan_out(
         # this process may be the workers' too
         with limit(1) if _here(client) else contextlib.nullcontext():
             while running or left or again:
-                room = sum(client.nthreads().values()) + 1
+                # waits for a first one, or says that there is none
+                workers(client)
+                room = sum(alive(client).values()) + 1
                 while len(running) < room and (again or left):
                     job, attempt = again.pop() if again else (next(waiting, None), 1)
                     if job is None:
@@ -146,8 +148,10 @@ def fan_out(
                     else:
                         log.warning("%s was lost with its worker, and is sent again", job.name)
                         again.append((job, attempt + 1))
-    except OSError as error:
-        raise lost_scheduler(client) from error
+    except OSError:
+        # that the scheduler is gone is said in other words; what a job or a file raises, as it is
+        alive(client)
+        raise
     finally:
         # the scheduler may be gone
         with contextlib.suppress(OSError, RuntimeError, AttributeError):
