@@ -484,3 +484,47 @@ def test_blocks_of_neurons(both, kind):
         nt.distributed.solve_neurons(p.X, p.Y, 0.05, client=both, penalty="rows")
     with pytest.raises(ValueError, match="a common ball couples the neurons"):
         nt.distributed.solve_neurons(p.X, p.Y, 0.05, client=both, neuronwise=False)
+
+
+def arrays_in(value: Any) -> int:
+    """Bytes of the arrays in a message."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, Call):
+        return arrays_in(value.arguments)
+    if isinstance(value, Total):
+        return arrays_in(value.sums) + arrays_in(value.peaks)
+    return sum(map(arrays_in, value)) if isinstance(value, (tuple, list)) else 0
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_iteration_sends_what_the_model_says(workers, monkeypatch):
+    from nettrim.distributed import site as site_module
+    from nettrim.distributed.cost import Cost
+
+    sent: list[int] = []
+    original = site_module.ask
+
+    async def counted(connect_to, address, key, method, *arguments):
+        found = await original(connect_to, address, key, method, *arguments)
+        sent.append(arrays_in(arguments) + arrays_in(found))
+        return found
+
+    monkeypatch.setattr(site_module, "ask", counted)
+    monkeypatch.setattr(shards_module, "ask", counted)
+    p = make(dtype=np.float32)
+    with connect("threads", workers) as there, sharded(p, there, shards=workers) as q:
+        loop = nt.Solver(q)._loop()
+        state, marks = loop.start(), []
+
+        def tick() -> str | None:
+            marks.append(len(sent))
+            return "limit" if len(marks) == 4 else None
+
+        quiet = nt.Settings(check_every=10**9, max_iterations=10**9, adapt=False)
+        loop.run(state, quiet, lambda check: True, tick, lambda check: None)
+    cost = Cost(N, M, P, workers)
+    iteration = sent[marks[1] : marks[2]]
+    assert len(iteration) == 2 * workers and sum(iteration) == cost.sent
+    assert cost.depth == {1: 1, 3: 3}[workers]
+    assert cost.seconds(1e9, 0.0, 1e9) < cost.seconds(1e9, 1e-3, 1e9) < cost.seconds(5e8, 1e-3, 5e8)
