@@ -251,6 +251,99 @@ def outofcore(record: dict | None) -> list[str]:
     ]
 
 
+def distributed(record: dict | None) -> list[str]:
+    """A line for each number of workers."""
+    if not record:
+        return []
+    out = [
+        "| workers | iteration | fastest | predicted | sent by all, an iteration | model | messages in a row | latency "
+        "| bandwidth | difference of weights |",
+        f"|{'---|' * 10}",
+    ]
+    for r in record["rows"]:
+        out.append(
+            f"| {r['workers']} | {r['iteration_seconds']:.2f} s | {r['fastest_seconds']:.2f} s "
+            f"| {r['predicted_seconds']:.2f} s | {r['sent'] / 1e6:.2f} MB | {r['sent_model'] / 1e6:.2f} MB "
+            f"| 2 x {r['depth']} | {1e3 * r['latency_seconds']:.1f} ms | {r['bytes_per_second'] / 1e6:.0f} MB/s "
+            f"| {r['difference']:.0e} |"
+        )
+    return [
+        *out,
+        "",
+        f"{record['N']} x {record['P']} -> {record['M']}, float32, workers of one thread on "
+        f"{record['environment']['cores']} cores. Sent: what the transport of every process counts, messages of the "
+        "cluster about itself included. Latency: an empty question to an actor and its answer; bandwidth: an N x M "
+        f"matrix with it. Difference: of the weights after {record['rows'][0]['iterations']} iterations to those of "
+        f"one worker, relative to the largest. Load of the machine at the end: {record['load']:.1f}; where it exceeds "
+        "the cores other programs ran beside the benchmark, and its seconds say little. "
+        f"{environment(record['environment'])}.",
+        "",
+    ]
+
+
+#: assumed of a machine of a cluster: flops a second in float32 (half in float64), seconds of a message and its answer,
+#: bytes a second between two machines and from a disk
+ASSUMED = {"flops": 5e11, "latency": 1e-3, "bandwidth": 1.25e9, "disk": 2e9}
+
+
+def plans() -> list[str]:
+    """Layers that no machine here could hold, by the model of `nettrim.distributed.cost`."""
+    from nettrim.distributed.cost import Cost
+
+    out = [
+        "| layer | N x P -> M | workers | samples and state of each | arithmetic of a worker | of the client | network "
+        "| an iteration | if samples are on disk | 300 iterations |",
+        f"|{'---|' * 10}",
+    ]
+    cases = [
+        ("a layer of the MNIST network, 10^9 samples", 785, 300, 10**9, (16, 64, 256)),
+        ("ReLU layer of a transformer, 10^6 tokens", 4097, 16384, 10**6, (16, 64)),
+    ]
+    for name, N, M, P, counts in cases:
+        for workers in counts:
+            cost = Cost(N, M, P, workers)
+            flops, latency, band = (ASSUMED[key] for key in ("flops", "latency", "bandwidth"))
+            whole = cost.seconds(flops, latency, band, client_flops=flops / 2)
+            worker, client = cost.worker_flops / flops, cost.client_flops / (flops / 2)
+            held = 4 * P * (N + 2 * M) / workers
+            disk = max(whole - worker, 0) + max(worker, 2 * 4 * P * (N + 3 * M) / workers / ASSUMED["disk"])
+            out.append(
+                f"| {name} | {N} x {P:.0e} -> {M} | {workers} | {held / 1e9:.0f} GB | {worker:.2f} s | {client:.2f} s "
+                f"| {whole - worker - client:.2f} s | {whole:.1f} s | {disk:.0f} s | {300 * whole / 3600:.1f} h |"
+            )
+    hidden, blocks, tokens = 4096, 50, 10**6
+    shapes = [("attention", hidden, hidden, 4), ("up", hidden, 4 * hidden, 1), ("down", 4 * hidden, hidden, 1)]
+    speed = ASSUMED["flops"] / 2
+    lines, hours, weights = [], 0.0, 0
+    for name, N, M, count in shapes:
+        moments, inverse, solve = float(N) ** 2 * tokens, 2.0 * N**3, 300 * 2.0 * N**2 * M
+        seconds = (moments + inverse + solve) / speed
+        hours += blocks * count * seconds / 3600
+        weights += blocks * count * N * M
+        lines.append(
+            f"| {name}, {blocks * count} of them | {N} -> {M} | {moments / speed / 60:.0f} min "
+            f"| {inverse / speed / 60:.1f} min | {solve / speed / 60:.0f} min | {4 * 8 * N**2 / 1e9:.1f} GB |"
+        )
+    return [
+        *out,
+        "",
+        f"A transformer of {weights / 1e10:.1f} x 10^10 weights ({blocks} blocks of width {hidden}), all its "
+        f"matrices as linear layers, each a task, on {tokens:.0e} tokens:",
+        "",
+        "| matrix | inputs -> outputs | moments | an inverse | 300 iterations | systems in memory |",
+        "|---|---|---|---|---|---|",
+        *lines,
+        "",
+        f"That is {hours:.0f} hours of one worker, or {hours / 64:.1f} of 64, plus the forward passes of the model "
+        "that give the samples. Assumed of a worker: "
+        f"{ASSUMED['flops'] / 1e9:.0f} GFLOP/s in float32 and half in float64, "
+        f"{1e3 * ASSUMED['latency']:g} ms a message and its answer, "
+        f"{ASSUMED['bandwidth'] / 1e9:g} GB/s between machines, {ASSUMED['disk'] / 1e9:g} GB/s from disk; "
+        "300 iterations are a guess, and may be three times as many.",
+        "",
+    ]
+
+
 def convolution(record: dict | None) -> list[str]:
     if not record:
         return []
@@ -568,6 +661,9 @@ def main() -> None:
         (generated.parent / "equalities.md").write_text("\n".join(rows))
     if rows := outofcore(read("outofcore")):
         (generated.parent / "outofcore.md").write_text("\n".join(rows))
+    if rows := distributed(read("distributed")):
+        (generated.parent / "distributed.md").write_text("\n".join(rows))
+    (generated.parent / "plans.md").write_text("\n".join(plans()))
     if rows := network(read("network")):
         (generated.parent / "network.md").write_text("\n".join(rows))
     if rows := reweighting(read("reweighting")):

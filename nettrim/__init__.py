@@ -61,9 +61,9 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    # `nt.reference` without importing cvxpy, or anything else, with the package
-    if name == "reference":
+    # without importing cvxpy or Dask, or anything else, with the package
+    if name in ("reference", "distributed"):
         import importlib
 
-        return importlib.import_module("nettrim.reference")
+        return importlib.import_module(f"nettrim.{name}")
     raise AttributeError(f"module 'nettrim' has no attribute {name!r}")

@@ -221,13 +221,15 @@ class Loop:
         stopped: Callable[[], str | None],
         observe: Callable[[Check], str | None],
         done: int = 0,
+        keep: Callable[[State, int], Any] | None = None,
     ) -> str:
         """Iterate `state` in place until `accept` is true, or a limit; returns "accepted" or the name of the limit.
 
         `done` iterations of the same solve have been made before; they count.
 
         `stopped` is asked at every iteration for a reason to stop; the iteration then ends with a check.
-        `observe` sees every check and may give a reason to stop too.
+        `observe` sees every check and may give a reason to stop too. `keep` sees the state, and the number of the
+        iteration, at the end of each that is not the last.
         """
         alpha = settings.relaxation
         began, first = time.perf_counter(), state.iteration - done
@@ -271,6 +273,8 @@ class Loop:
                 next_adapt = next(adapt_at)
                 deadband = ADAPT_DEADBAND if state.iteration <= ADAPT_AT[-1] else ADAPT_LATE
                 squares = self._adapt(state, W - old, squares, deadband)
+            if keep is not None:
+                keep(state, k)
 
     def _shrunk(self, state: State) -> Any:
         """The weights that the penalty's prox makes of T2; sparse for l1."""

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -62,21 +63,61 @@ class Archive:
         except _DAMAGE as error:
             raise ValueError(f"{name} in {self._path} cannot be read: {error}") from error
 
+    def map(self, name: str) -> np.memmap:
+        """The array of a name as a memory map of the file, for arrays that exceed the memory.
+
+        Its checksum is not compared: that would take reading all of it.
+
+        Raises
+        ------
+        ValueError
+            As `read`; or the array is compressed, as `numpy.savez` leaves it not.
+        """
+        if name not in self.names:
+            raise ValueError(f"{self._path} has no array {name}")
+        try:
+            return self._map(name)
+        except _Refusal as refusal:
+            raise ValueError(str(refusal)) from None
+        except _DAMAGE as error:
+            raise ValueError(f"{name} in {self._path} cannot be mapped: {error}") from error
+
+    def _map(self, name: str) -> np.memmap:
+        info = self._bundle.getinfo(f"{name}.npy")
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise _Refusal(f"{name} in {self._path} is compressed: only what numpy.savez writes can be read in parts")
+        with self._bundle.open(info) as file:
+            shape, fortran, dtype, _ = self._layout(name, info, file)
+            begin = file.tell()
+        with open(self._path, "rb") as whole:
+            # the name and what else stands before the member, as the file itself says there
+            whole.seek(info.header_offset)
+            header = whole.read(30)
+            lengths = struct.unpack("<HH", header[26:30])
+            if header[:4] != b"PK\x03\x04":
+                raise _Refusal(f"{name} in {self._path} is damaged: it is not where the file says")
+            offset = info.header_offset + 30 + sum(lengths) + begin
+            whole.seek(offset - begin)
+            if whole.read(6) != npy.MAGIC_PREFIX:
+                raise _Refusal(f"{name} in {self._path} is damaged: it is not where the file says")
+        return np.memmap(self._path, dtype, "r", offset, shape, "F" if fortran else "C")
+
+    def _layout(self, name: str, info: zipfile.ZipInfo, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+        """Shape, order, dtype and bytes of an array, once they fit the file; the file is left where they begin."""
+        shape, fortran, dtype = _header(file)
+        if dtype.hasobject:
+            raise _Refusal(f"{name} in {self._path} is an array of Python objects, which would need pickle: refused")
+        # whole numbers, which do not overflow
+        size = math.prod(shape) * dtype.itemsize
+        held = info.file_size - file.tell()
+        if size != held or any(n < 0 for n in shape):
+            raise _Refusal(f"{name} in {self._path} is damaged: {shape} of {dtype} are {size} bytes, and it has {held}")
+        return shape, fortran, dtype, size
+
     def _read(self, name: str) -> np.ndarray:
         info = self._bundle.getinfo(f"{name}.npy")
         with self._bundle.open(info) as file:
-            shape, fortran, dtype = _header(file)
-            if dtype.hasobject:
-                raise _Refusal(
-                    f"{name} in {self._path} is an array of Python objects, which would need pickle: refused"
-                )
-            # whole numbers, which do not overflow
-            size = math.prod(shape) * dtype.itemsize
-            held = info.file_size - file.tell()
-            if size != held or any(n < 0 for n in shape):
-                raise _Refusal(
-                    f"{name} in {self._path} is damaged: {shape} of {dtype} are {size} bytes, and it has {held}"
-                )
+            shape, fortran, dtype, size = self._layout(name, info, file)
             if size > _memory():
                 raise _Refusal(f"{name} in {self._path} has {size:.3g} bytes, more than this machine's memory")
             # the checksum is looked at when the end is reached

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nettrim.archives import Archive, open_npz
+from nettrim.chunked import Chunked
 from nettrim.report import to_json, write_atomically
 from nettrim.solution import Solution
 
@@ -30,14 +31,28 @@ class Refused(Exception):
     """Bad usage or input; the message is one line for the user."""
 
 
-def load(path: Path, required: Sequence[str], optional: Sequence[str]) -> dict[str, np.ndarray]:
-    """Named arrays of an npz file; never unpickles."""
+def load(path: Path, required: Sequence[str], optional: Sequence[str], chunked: Sequence[str] = ()) -> dict[str, Any]:
+    """Named arrays of an npz file; never unpickles. Those of `chunked` are left in the file, as `Chunked`."""
     with _opened(path) as archive:
         missing = [name for name in required if name not in archive.names]
         if missing:
             held = ", ".join(sorted(archive.names)) or "nothing"
             raise Refused(f"{path} lacks {' and '.join(missing)}; it holds {held}")
-        return {name: archive.read(name) for name in (*required, *optional) if name in archive.names}
+        there = [name for name in (*required, *optional) if name in archive.names]
+        arrays: dict[str, Any] = {name: archive.read(name) for name in there if name not in chunked}
+        for name in there:
+            if name in chunked:
+                # a number for all entries stays one
+                mapped = archive.map(name)
+                arrays[name] = np.asarray(mapped) if mapped.size == 1 else _chunks(path, name, mapped)
+        return arrays
+
+
+def _chunks(path: Path, name: str, mapped: np.memmap) -> Chunked:
+    try:
+        return Chunked(mapped)
+    except (TypeError, ValueError) as error:
+        raise Refused(f"{name} in {path}: {error}") from error
 
 
 def names(path: Path) -> list[str]:

@@ -435,6 +435,10 @@ def solve_groups(
 
     `heldout` has the problems of other samples, in the same order.
     """
+    if settings.get("checkpoint") is not None:
+        raise ValueError(
+            f"checkpoint is for a single solve, not for layers of a network; got {settings['checkpoint']!r}"
+        )
     solved = []
     weight, bias = layer.weight.copy(), None if layer.bias is None else layer.bias.copy()
     limit, began = settings.pop("time_limit", math.inf), time.perf_counter()

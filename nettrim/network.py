@@ -24,13 +24,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from nettrim.budget import Allocation
+from nettrim.distributed.cluster import connect
+from nettrim.distributed.fan import Job, fan_out
 from nettrim.flow import SCHEMES, after, check_network, chosen_layers, run, split
 from nettrim.how import How
 from nettrim.layer import Layer, PrunedLayer, kind_of, prune_layer
@@ -212,6 +214,7 @@ def prune(
     seed: int = 0,
     penalise_bias: bool = True,
     progress: Callable[[LayerReport], Any] | None = None,
+    client: Any = None,
     **settings: Any,
 ) -> PrunedNetwork:
     """Prune the layers of a network.
@@ -271,6 +274,9 @@ def prune(
         Whether biases count in the l1 norm.
     progress : callable, optional
         Called with the `LayerReport` of each layer when it is done.
+    client : str or distributed.Client, optional
+        A Dask cluster over which the layers of the parallel scheme are solved beside each other: ``"processes"`` or
+        ``"threads"`` of this machine, a scheduler's address, or a client. See `nettrim.distributed`.
     **settings
         Those of `Settings`, and `dtype`.
 
@@ -303,6 +309,18 @@ def prune(
     arriving = {"calibration": (calibration, calibration)}
     if held_out is not None:
         arriving["held out"] = held_out, held_out
+    solve: Callable[..., PrunedLayer] = prune_layer
+    if client is not None:
+        if scheme != "parallel":
+            raise ValueError('client is for scheme="parallel": a layer of the cascade waits for those before it')
+        given_numbers = "epsilon" if wanted is None else "density", list(numbers)
+        common = {"how": how, "penalise_bias": penalise_bias, **settings}
+        solved = _beside(client, layers, between, chosen, (calibration, held_out), given_numbers, common)
+        numbers = iter(given_numbers[1])
+
+        def solve(layer: Layer, *_: Any, **__: Any) -> PrunedLayer:
+            return solved[layer.name]
+
     pruned, reports, bound, first = list(layers), [], 0.0, True
     for k, layer in enumerate(layers):
         given, current = arriving["calibration"]
@@ -320,22 +338,20 @@ def prune(
                 if scheme == "cascade" and not first and how.l1:
                     # small errors may be out of reach otherwise
                     options["slack"] = 1.0, layer.linear(fed)
-                result = prune_layer(layer, fed, outputs["calibration"], **options)
+                result = solve(layer, fed, outputs["calibration"], **options)
                 # in the cascade scheme it was measured against the unpruned network's outputs
                 before = bound * result.layer.amplification() if scheme == "parallel" else 0.0
                 bound = before + result.distance
             elif scheme == "parallel" or first:
                 options["epsilon"] = next(numbers)
-                result = prune_layer(layer, fed, outputs["calibration"], **options)
+                result = solve(layer, fed, outputs["calibration"], **options)
                 # the pruned weights' l1 norm is bounded by all that counts in it, unless it was another that shrank
                 l1 = rounds == 1 and refit is None and penalty is None
                 grows = layer.amplification(with_bias=penalise_bias) if l1 else result.layer.amplification()
                 bound = bound * grows + result.distance
             else:
                 slackness = next(numbers)
-                result = prune_layer(
-                    layer, fed, outputs["calibration"], slack=(slackness, layer.linear(fed)), **options
-                )
+                result = solve(layer, fed, outputs["calibration"], slack=(slackness, layer.linear(fed)), **options)
                 # a refit free of the constraints is free of what follows from them
                 bound = math.inf if refit == "free" else bound * slackness * layer.amplification()
             pruned[k], first = result.layer, False
@@ -347,6 +363,34 @@ def prune(
         arriving = {name: (after(between[k], outputs[name]), after(between[k], left[name])) for name in arriving}
     warn_of_few_samples(reports)
     return PrunedNetwork(pruned, between, reports, scheme)
+
+
+def _beside(
+    client: Any,
+    layers: list[Layer],
+    between: list[Callable[[np.ndarray], np.ndarray] | None],
+    chosen: list[bool],
+    samples: tuple[np.ndarray, np.ndarray | None],
+    number: tuple[str, list[float]],
+    options: dict[str, Any],
+) -> dict[str, PrunedLayer]:
+    """The chosen layers of the parallel scheme, by their names, as tasks of a cluster."""
+    what, numbers = number
+    threads, callback = options.pop("n_threads", None), options.pop("callback", None)
+
+    def jobs() -> Iterator[Job]:
+        arriving, left = list(samples), iter(numbers)
+        for k, layer in enumerate(layers):
+            outputs = [None if a is None else layer(a) for a in arriving]
+            if chosen[k]:
+                own = {**options, what: next(left)}
+                if arriving[1] is not None:
+                    own["heldout"] = arriving[1], outputs[1]
+                yield Job(f"nettrim-layer-{layer.name}", k, prune_layer, (layer, arriving[0], outputs[0]), own)
+            arriving = [None if a is None else after(between[k], a) for a in outputs]
+
+    with connect(client) as there:
+        return {layers[job.index].name: made for job, made in fan_out(there, jobs(), callback, threads)}
 
 
 def warn_of_few_samples(reports: Sequence[LayerReport]) -> None:

@@ -158,6 +158,8 @@ def along(
 ) -> Path:
     """As `path`, for a solver and errors from the largest to the smallest; `progress` is told each before its solve."""
     found = []
+    if len(values) > 1:
+        solver.settings.require_single(f"{len(values)} errors")
     for epsilon in values:
         progress(epsilon)
         solver.update(epsilon=epsilon)
@@ -193,6 +195,7 @@ def to_count(solver: Solver, nnz: int, rounds: int = 1, least: float = _LEAST) -
         nnz is not between 1 and the number of weights.
     """
     problem, settings = solver.problem, solver.settings
+    settings.require_single("the search for a count")
     if not 1 <= nnz <= problem.N * problem.M:
         raise ValueError(f"nnz must be between 1 and the {problem.N * problem.M} weights; got {nnz}")
     began = time.perf_counter()

@@ -89,6 +89,9 @@ class Problem:
         Second moments that stand for X and Y (see `from_gram`).
     """
 
+    #: who has the samples, where this process does not
+    shards: Any = None
+
     def __init__(
         self,
         X: Any,

@@ -115,6 +115,8 @@ def reweight(solver: Solver, rounds: int) -> Reweighted:
     problem, settings = solver.problem, solver.settings
     if rounds > 1 and not problem.penalty.counts:
         raise ValueError(f"rounds: reweighting needs a penalty that stands for a count; got {problem.penalty.name}")
+    if rounds > 1:
+        settings.require_single(f"{rounds} rounds")
     began = time.perf_counter()
     best, best_C, best_round, rows = None, problem.C, 1, []
     seconds: Counter[str] = Counter()

@@ -6,12 +6,14 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nettrim import backends, coarse, vertex
 from nettrim.admm import Check
+from nettrim.checkpoint import Keeper
 from nettrim.convolution import Convolution
 from nettrim.equalities import Equalities, determined, stand_in
 from nettrim.infeasible import Proof, compact_proof, prove
@@ -55,6 +57,8 @@ BETTER = 0.5
 UNITS = {"admm": "iteration", "working_set": "round"}
 #: reasons with which a solve ends, whatever the method
 FINAL = ("accepted", "max_iterations", "time_limit", "interrupted", "infeasible")
+#: and those with which it could go on
+LIMITS = ("max_iterations", "time_limit", "interrupted")
 #: why working sets could not go on
 HANDED_OVER = {
     "memory": "their matrices exceed memory_limit",
@@ -91,6 +95,7 @@ class Run:
         self.suspicious = 0
         self.patience = SUSPICIONS
         self.proof: Proof | None = None
+        self.keeper: Keeper | None = None
 
     def solution(self) -> Solution:
         """Run the method, and the other one if it hands over, and certify what comes of it."""
@@ -109,7 +114,8 @@ class Run:
             if self.proof is not None:
                 return self._infeasible(0)
         reason, iterations = "admm", 0
-        if self.settings.method != "admm" and p.plain:
+        self._resume()
+        if self.settings.method != "admm" and p.plain and not self.iterated:
             reason, iterations = self._working_sets()
         if reason not in FINAL:
             exact, rounds = self.found, iterations
@@ -133,13 +139,24 @@ class Run:
         state = solver._state
         first = state.iteration - self.iterated
         self.seconds["setup"] += self._elapsed() - sum(self.seconds.values())
-        reason = self.loop.run(state, self.settings, accept, self._stopped, self._observe, self.iterated)
+        keep = None if self.keeper is None else partial(self.keeper.keep, samples=self.loop.samples)
+        reason = self.loop.run(state, self.settings, accept, self._stopped, self._observe, self.iterated, keep)
         self.seconds["iterate"] += self._elapsed() - sum(self.seconds.values())
         self.iterated = state.iteration - first
+        if self.keeper is not None and reason in LIMITS:
+            self.keeper.write(state, self.loop.samples, self.iterated)
         if reason == "diverged":
             self._start_again()
             reason = "max_iterations"
         return reason, self.iterated
+
+    def _resume(self) -> None:
+        """Go on where a checkpoint left an earlier solve, if there is one and this solver has no state of its own."""
+        solver = self.solver
+        self.keeper = Keeper.of(self.problem, self.settings, solver.backend.name)
+        found = self.keeper.resume(self.loop.samples) if self.keeper and solver._state is None else None
+        if found is not None:
+            solver._start, (solver._state, self.iterated) = None, found
 
     def _start_again(self) -> None:
         """After iterates that overflowed: the best check's weights, or none, are what is left of them."""
@@ -151,7 +168,7 @@ class Run:
     def _no_multipliers(self) -> np.ndarray:
         p = self.problem
         if p.on_disk:
-            return np.broadcast_to(p.dtype.type(0), (p.M, p.P))
+            return p.shards.multiplier(0.0) if p.shards is not None else np.broadcast_to(p.dtype.type(0), (p.M, p.P))
         return np.zeros((p.N + 1, p.M) if p.compact else (p.M, p.P), p.dtype)
 
     def _working_sets(self) -> tuple[str, int]:
@@ -442,6 +459,8 @@ class Run:
     def _finish(self, status: Status, iterations: int, message: str) -> Solution:
         W, dual, certificate = self.found
         self.seconds["total"] = self._elapsed()
+        if self.keeper is not None and status in (Status.SOLVED, Status.INFEASIBLE):
+            self.keeper.discard()
         if self.settings.verbose:
             print(f"{status}: {message} ({self.seconds['total']:.2f} s)")
         return Solution(

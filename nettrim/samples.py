@@ -52,8 +52,14 @@ class Samples(Protocol):
     def multiplier(self, T: Any, rho: float) -> Any:
         """rho T as an M x P array, or as a Chunked one that is valid as long as T does not change."""
 
-    def load(self, T: Any, values: np.ndarray) -> Array:
-        """T <- values, M x P on the host; returns X T^T."""
+    def load(self, T: Any, values: Any) -> Array:
+        """T <- values, M x P on the host, or what gives ``values[:, slice]`` and all of it; returns X T^T."""
+
+    def save(self, T: Any, writer: Any) -> list[dict[str, Any]]:
+        """Give the columns of T to a :class:`nettrim.checkpoint.Writer`; its records in the order of the samples."""
+
+    def saved(self, columns: Any) -> None:
+        """Be told that what was saved last is on disk for good, as these :class:`nettrim.checkpoint.Columns`."""
 
     def sizes(self) -> np.ndarray:
         """||y_m|| on Omega, (M,) float64 on the host."""
@@ -114,9 +120,15 @@ class Resident:
     def multiplier(self, T: Array, rho: float) -> np.ndarray:
         return self.to_host(T) * self.dtype.type(rho)
 
-    def load(self, T: Array, values: np.ndarray) -> Array:
+    def load(self, T: Array, values: Any) -> Array:
         T[...] = self.backend.asarray(np.ascontiguousarray(values), self.dtype)
         return self.operator.adjoint(T)
+
+    def save(self, T: Array, writer: Any) -> list[dict[str, Any]]:
+        return [writer.write(0, self.to_host(T))]
+
+    def saved(self, columns: Any) -> None:
+        """It is of no use here."""
 
     def sizes(self) -> np.ndarray:
         be, rows = self.backend, []

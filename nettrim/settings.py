@@ -49,6 +49,11 @@ class Settings:
     scratch : str or path, optional
         Folder for the part of the state that does not fit into `memory`, as large as Y at most; default the system's
         for temporary files. Nothing is left there.
+    checkpoint : str or path, optional
+        Folder in which ADMM keeps its state, so that the same solve goes on there when it has been stopped, by
+        whatever; made if need be, and deleted when the problem is solved. Working sets keep nothing.
+    checkpoint_every : float
+        Seconds between two checkpoints (default 60).
     time_limit : float
         Wall-clock seconds for `solve`, setup included (default inf); checked between iterations.
     n_threads : int or None
@@ -83,6 +88,8 @@ class Settings:
     device_memory: float | None = None
     memory: float | str = 2e9
     scratch: str | None = None
+    checkpoint: str | None = None
+    checkpoint_every: float = 60.0
     time_limit: float = np.inf
     n_threads: int | None = None
     check_every: int = 20
@@ -108,6 +115,13 @@ class Settings:
             if not os.path.isdir(self.scratch):
                 raise ValueError(f"scratch must be an existing folder; got {os.fspath(self.scratch)!r}")
             object.__setattr__(self, "scratch", os.fspath(self.scratch))
+        if self.checkpoint is not None:
+            if os.path.exists(self.checkpoint) and not os.path.isdir(self.checkpoint):
+                raise ValueError(f"checkpoint must be a folder; got {os.fspath(self.checkpoint)!r}")
+            object.__setattr__(self, "checkpoint", os.fspath(self.checkpoint))
+            if self.method == "working_set":
+                raise ValueError('checkpoint is for ADMM: method="working_set" has no state to keep')
+        _number("checkpoint_every", self.checkpoint_every, 0, np.inf, closed=True)
         _number("relaxation", self.relaxation, 0, 2)
         _integer("max_iterations", self.max_iterations)
         _integer("check_every", self.check_every)
@@ -123,6 +137,17 @@ class Settings:
     def memory_bytes(self) -> float:
         """`memory` as a number."""
         return to_bytes(self.memory)
+
+    def require_single(self, what: str) -> None:
+        """Refuse a checkpoint for what takes several solves.
+
+        Raises
+        ------
+        ValueError
+            There is one.
+        """
+        if self.checkpoint is not None:
+            raise ValueError(f"checkpoint is for a single solve, and {what} take several; got {self.checkpoint!r}")
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

@@ -217,7 +217,7 @@ def certify(problem: Problem, W: np.ndarray, dual: np.ndarray | None = None) -> 
     W = W.astype(np.float64)
     view = _view(problem)
     objective = problem.penalty.value(W, problem.C)
-    if dual is not None and not isinstance(dual, Chunked):
+    if dual is not None and not _in_parts(dual):
         dual = to_host(dual, "dual")
     bound = -np.inf if dual is None else _dual_bound(problem, dual)
     squares, excess, largest, flips = view.residuals(W)
@@ -297,7 +297,7 @@ def _dual_bound(problem: Problem, dual: np.ndarray) -> float:
     view = _view(problem)
     if dual.shape != view.dual_shape:
         raise ValueError(f"dual must have the shape {view.dual_shape}; got {dual.shape}")
-    if not isinstance(dual, Chunked) and not np.isfinite(dual).all():
+    if not _in_parts(dual) and not np.isfinite(dual).all():
         raise ValueError("dual contains NaN or inf")
     C = np.broadcast_to(problem.C.astype(np.float64), (problem.N, problem.M))
     linear, squares, H = view.multiplier(dual)
@@ -312,8 +312,34 @@ def _dual_bound(problem: Problem, dual: np.ndarray) -> float:
     return problem.penalty.bound(-linear, np.sqrt(squares), H, problem.C, problem.radii)
 
 
-def _view(problem: Problem) -> _Samples | _Moments:
-    return _Moments(problem) if problem.compact else _Samples(problem)
+def _in_parts(dual: Any) -> bool:
+    """Whether multipliers are not in the memory of this process."""
+    return isinstance(dual, Chunked) or getattr(dual, "elsewhere", False)
+
+
+def _view(problem: Problem) -> Any:
+    if problem.compact:
+        return _Moments(problem)
+    return _Samples(problem) if problem.shards is None else problem.shards.view(problem)
+
+
+def samples_of(problem: Problem) -> _Samples:
+    """What a certificate sums over the samples of a problem, for whoever has some of another's."""
+    return _Samples(problem)
+
+
+def balance(H: np.ndarray, C: np.ndarray, free: np.ndarray, gram: np.ndarray) -> np.ndarray:
+    """(N, M) coefficients D such that adding D^T X on Omega makes X L^T = H vanish at the entries with C = 0.
+
+    `gram` is, for each neuron, X X^T over its Omega of the inputs `free`, those with such an entry.
+    """
+    shift = np.zeros_like(H)
+    for m in range(H.shape[1]):
+        zero = np.flatnonzero(C[free, m] == 0)
+        if zero.size:
+            rows = free[zero]
+            shift[rows, m] = -np.linalg.lstsq(gram[m][np.ix_(zero, zero)], H[rows, m], rcond=1e-12)[0]
+    return shift
 
 
 class _Samples:
@@ -384,18 +410,16 @@ class _Samples:
         return linear, squares, H
 
     def shift(self, H: np.ndarray, C: np.ndarray, free: np.ndarray) -> np.ndarray:
-        """(N, M) coefficients D such that adding D^T X on Omega makes X L^T vanish at the entries with C = 0."""
-        M = self.problem.M
-        shift, gram = np.zeros_like(H), np.zeros((M, free.size, free.size))
+        """See `balance`."""
+        return balance(H, C, free, self.grams(free))
+
+    def grams(self, free: np.ndarray) -> np.ndarray:
+        """For each neuron X X^T over its Omega, of the inputs `free`."""
+        gram = np.zeros((self.problem.M, free.size, free.size))
         for X, _, mask, _, _ in self.chunks():
             x = X[free]
             gram += x @ x.T if mask is None else np.einsum("ip,mp,jp->mij", x, mask, x, optimize=True)
-        for m in range(M):
-            zero = np.flatnonzero(C[free, m] == 0)
-            if zero.size:
-                rows = free[zero]
-                shift[rows, m] = -np.linalg.lstsq(gram[m][np.ix_(zero, zero)], H[rows, m], rcond=1e-12)[0]
-        return shift
+        return gram
 
 
 def _columns(arrays: tuple, samples: slice) -> tuple[Any, ...]:

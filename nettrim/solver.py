@@ -161,7 +161,7 @@ class Solver:
             The problem does not fit, not even with streamed samples.
         """
         if self.problem.on_disk:
-            return self._plan_disk()
+            return self._plan_disk() if self.problem.shards is None else None
         X, Y, _, _ = self._data()
         return self._plan_memory(X.shape[0], *Y.shape)
 
@@ -228,10 +228,13 @@ class Solver:
             self._source, self._dtype = source, p.dtype
         if mask is None:
             mask = np.broadcast_to(True, Y.shape)
-        self._disk_plan = self._plan_disk() if p.on_disk else None
+        here = p.on_disk and p.shards is None
+        self._disk_plan = self._plan_disk() if here else None
         self._plan = None if p.on_disk else self._plan_memory(X.shape[0], *Y.shape)
-        if p.on_disk:
+        if here:
             samples: Samples = self._from_disk()
+        elif p.on_disk:
+            samples = self._elsewhere()
         elif self._plan and self._plan.streamed:
             samples = self._streamed(X, Y, mask)
         else:
@@ -278,6 +281,13 @@ class Solver:
         samples = FromDisk(p, be, self._disk_plan, self.settings.scratch)
         if self._factor is None:
             self._factor = Factor(KnownGram((p.N, p.P), samples.gram()), be, p.dtype)
+        return samples
+
+    def _elsewhere(self) -> Samples:
+        p = self.problem
+        samples = p.shards.samples(p, self.backend)
+        if self._factor is None:
+            self._factor = Factor(KnownGram((p.N, p.P), samples.gram()), self.backend, p.dtype)
         return samples
 
     def _plan_disk(self) -> DiskPlan:

@@ -133,7 +133,7 @@ class Streamed(Sweeps):
     def multiplier(self, T: Split, rho: float) -> np.ndarray:
         return self.to_host(T) * self.dtype.type(rho)
 
-    def load(self, T: Split, values: np.ndarray) -> Array:
+    def load(self, T: Split, values: Any) -> Array:
         self.drain()
         for i, s in enumerate(self._slices):
             part = np.ascontiguousarray(values[:, s])
@@ -144,6 +144,9 @@ class Streamed(Sweeps):
         total = self._weights()
         self._sweep(lambda c: self.backend.product(c.X, c.T.T, total, 1.0, 1.0), "X", T=T)
         return total
+
+    def save(self, T: Split, writer: Any) -> list[dict[str, Any]]:
+        return [writer.write(0, self.to_host(T))]
 
     def sizes(self) -> np.ndarray:
         squares: list[Array] = []

@@ -48,6 +48,9 @@ class Sweeps(ABC):
     def _sweep(self, work: Callable[[Chunk], Any], *names: str, T: Any = None, write: bool = False) -> None:
         """Call `work` with every chunk, with the arrays called `names` and, if given, the state, kept if `write`."""
 
+    def saved(self, columns: Any) -> None:  # noqa: B027  of use to those on other machines only
+        """It is of no use here."""
+
     def target_product(self) -> Array:
         total = self._weights()
         self._sweep(lambda c: self._product(c.X, c.Y.T, total, 1.0, 1.0), "X", "Y")

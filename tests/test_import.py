@@ -6,7 +6,20 @@ import json
 import subprocess
 import sys
 
-HEAVY = {"torch", "cupy", "cvxpy", "matplotlib", "dask", "sklearn", "pandas", "numba", "typer", "rich", "scipy"}
+HEAVY = {
+    "torch",
+    "distributed",
+    "cupy",
+    "cvxpy",
+    "matplotlib",
+    "dask",
+    "sklearn",
+    "pandas",
+    "numba",
+    "typer",
+    "rich",
+    "scipy",
+}
 
 PROGRAM = """
 import json, sys, time

@@ -53,6 +53,7 @@ OPTION_NAMES = {"n_threads": "--threads"} | {
     for name in (
         *("epsilon", "epsilon_abs", "gap_tol", "feas_tol", "max_iterations", "time_limit", "method", "backend"),
         *("device_memory", "targets", "ignore", "scheme", "gamma", "samples", "holdout", "memory", "layout", "rounds"),
+        *("scratch", "checkpoint", "checkpoint_every"),
     )
 }
 

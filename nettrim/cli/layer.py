@@ -71,6 +71,32 @@ def _solve(
         float | None,
         typer.Option(help="Bytes of a GPU's memory to use, such as 8e9.", show_default="what is free, less a reserve"),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES",
+            help="Leave the samples in IN.npz, which numpy.savez wrote, and read them in parts within so much memory, "
+            "such as 2GB.",
+            show_default="all in memory",
+        ),
+    ] = None,
+    scratch: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="With --memory, for the solver's state where it does not fit.",
+            show_default="the system's",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep ADMM's state there, so that the same command goes on after it was stopped.",
+            show_default="none",
+        ),
+    ] = None,
+    checkpoint_every: Annotated[float, typer.Option(metavar="SECONDS", help="Between two checkpoints.")] = 60.0,
     dtype: Annotated[
         Precision | None, typer.Option(help="Working precision.", show_default="the wider one of X and Y")
     ] = None,
@@ -79,12 +105,20 @@ def _solve(
 ) -> int:
     """Find the sparsest weights of one layer within a stated error, with a certificate.
 
-    Ctrl-C stops at the next iteration; the best weights so far are written with their certificate.
+    Ctrl-C stops at the next iteration; the best weights so far are written with their certificate, and with
+    --checkpoint the same command goes on from there.
     """
     if sum(value is not None for value in (epsilon, epsilon_abs, density)) != 1:
         raise Refused("give one of --epsilon (relative to the norm of Y on Omega), --epsilon-abs and --density")
     files.check_output(output, problem_file)
-    arrays = files.load(problem_file, required=("X", "Y"), optional=("omega", "V", "C"))
+    if scratch is not None and memory is None:
+        raise Refused("--scratch is for samples that are read in parts: give --memory too")
+    with door():
+        limits: dict[str, Any] = {} if memory is None else {"memory": memory}
+        limits |= {"scratch": scratch, "checkpoint": checkpoint, "checkpoint_every": checkpoint_every}
+        Settings(**limits)
+    in_parts = () if memory is None else ("X", "Y", "omega", "V")
+    arrays = files.load(problem_file, required=("X", "Y"), optional=("omega", "V", "C"), chunked=in_parts)
     with door():
         problem = layer_problem(
             arrays,
@@ -111,6 +145,7 @@ def _solve(
             method=method,
             backend=backend,
             device_memory=device_memory,
+            **limits,
             callback=lambda check: display(stage, check),
         )
     try:
@@ -121,7 +156,7 @@ def _solve(
     plan = solver.memory_plan()
     if plan is not None and not quiet:
         print(plan.table(), file=sys.stderr)
-    with display:
+    with display, door():
         display(stage, None)
         solution = reweight(solver, rounds) if nnz is None else to_count(solver, nnz, rounds)
     if nnz is not None:
@@ -230,6 +265,11 @@ def _verify(
         return CERTIFIED
     if infeasible:
         complain("does not hold: the ray does not prove that nothing is feasible")
+    elif "dual" not in stored:
+        complain(
+            f"no gap: {solution_file} has no multipliers, as those of samples that were read in parts; "
+            f"violation {certificate.violation:.2e}"
+        )
     else:
         complain(f"does not hold: gap {certificate.gap:.2e}, violation {certificate.violation:.2e}")
     return NOT_CONVERGED

@@ -157,6 +157,15 @@ def _prune(
         ),
     ] = "auto",
     backend: Annotated[str, typer.Option(help="auto, numba, numpy or cupy.")] = "auto",
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLUSTER",
+            help="Solve the layers of the parallel scheme beside each other: processes or threads of this machine, or "
+            "the address of a Dask scheduler, such as tcp://10.0.0.1:8786 (or its --scheduler-file).",
+            show_default="one after the other",
+        ),
+    ] = None,
     plan_only: Annotated[bool, typer.Option("--plan", help="Only show what each layer will take, and stop.")] = False,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
@@ -179,6 +188,8 @@ def _prune(
         How(method, rounds, refit, effort, penalty, pattern).density(epsilon, density)
     if scheme not in SCHEMES:
         raise Refused(f"--scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
+    if dask is not None and scheme != "parallel":
+        raise Refused("--dask is for --scheme parallel: a layer of the cascade waits for those before it")
     gammas, densities, total = _numbers("--gamma", gamma or ["1.1"]), None, None
     epsilons: float | dict[str, float] | None = None
     if density:
@@ -227,7 +238,7 @@ def _prune(
     try:
         with door(), quiet_code(), show.Display(gap_tol, quiet) as display:
             there = {path.name for path in output.glob("layer_*.npz")}
-            follow = _Follower(display, [layer.name for layer in plan.layers], there)
+            follow = _Follower(display, [layer.name for layer in plan.layers], there, beside=dask is not None)
             target: Any = densities
             if allocate:
                 display.note("densities of the layers, from their errors at the model's end")
@@ -256,6 +267,7 @@ def _prune(
                 method=method,
                 backend=backend,
                 callback=follow.checked,
+                client=dask,
             )
     except KeyboardInterrupt:
         complain(f"interrupted; {follow.count} of {len(plan.layers)} layers are finished, the same command goes on")
@@ -364,26 +376,31 @@ def _finished(run: Path) -> None:
 class _Follower:
     """Tells the display which layer is worked on."""
 
-    def __init__(self, display: show.Display, names: list[str], there: set[str]):
-        self.display, self.names, self.there = display, names, there
+    def __init__(self, display: show.Display, names: list[str], there: set[str], beside: bool = False):
+        self.display, self.names, self.there, self.beside = display, names, there, beside
         self.count, self.worked = 0, False
         self.display(self._stage(), None)
 
     def _stage(self) -> str:
         if self.count == len(self.names):
             return "measuring errors"
+        if self.beside:
+            return f"{self.count} of {len(self.names)} layers finished"
         return f"layer {self.count + 1} of {len(self.names)}, {self.names[self.count]}"
 
     def checked(self, check: dict[str, Any]) -> None:
         """Callback of the solver."""
         self.worked = True
-        self.display(self._stage(), check)
+        # beside each other, their checks are not those of one solve
+        self.display(self._stage(), None if self.beside else check)
 
     def finished(self, report: Any) -> None:
         """Progress of `prune`."""
-        earlier = not self.worked and f"layer_{self.count:03d}.npz" in self.there
+        place = self.names.index(report.name) if self.beside else self.count
+        earlier = (self.beside or not self.worked) and f"layer_{place:03d}.npz" in self.there
         how = "from an earlier run" if earlier else f"{report.seconds:.1f} s"
-        self.display.note(f"{self._stage()}: {report.status.replace('_', ' ')}, kept {report.density:.1%}, {how}")
+        stage = f"layer {place + 1} of {len(self.names)}, {report.name}" if self.beside else self._stage()
+        self.display.note(f"{stage}: {report.status.replace('_', ' ')}, kept {report.density:.1%}, {how}")
         self.count, self.worked = self.count + 1, False
         self.display(self._stage(), None)
 

@@ -7,8 +7,8 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from torch import nn
 from nettrim import __version__
 from nettrim.archives import open_npz
 from nettrim.budget import Allocation
+from nettrim.distributed.cluster import connect
+from nettrim.distributed.fan import Job, fan_out
 from nettrim.flow import SCHEMES
 from nettrim.how import How
 from nettrim.layer import USABLE, Layer, solve_groups
@@ -135,6 +137,7 @@ def prune(
     directory: str | os.PathLike[str] | None = None,
     inplace: bool = False,
     progress: Callable[[LayerReport], Any] | None = None,
+    client: Any = None,
     **settings: Any,
 ) -> PrunedModel:
     """Prune the Linear, Conv1d and Conv2d layers of a model, with a certificate for each.
@@ -193,6 +196,9 @@ def prune(
         Prune `model` itself.
     progress : callable, optional
         Called with the `LayerReport` of each layer; its errors are those of the layer alone.
+    client : str or distributed.Client, optional
+        A Dask cluster over which the layers of the parallel scheme are solved beside each other, as for
+        `nettrim.prune`. The model runs here; the workers need PyTorch to round weights as the model holds them.
     **settings
         Those of `Settings`. With ``verbose=True`` the plan is printed first (see `plan`), then each solver's progress.
 
@@ -220,6 +226,8 @@ def prune(
     check_arguments(model, holdout, targets)
     if scheme not in SCHEMES:
         raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
+    if client is not None and scheme != "parallel":
+        raise ValueError('client is for scheme="parallel": a layer of the cascade waits for those before it')
     budget = to_bytes(memory)
     calibration, held_out = split(batches_of(loader, samples), holdout)
     given = state_digest(model)
@@ -250,10 +258,13 @@ def prune(
     making = {name: value for name, value in stored.items() if name not in limits}
     run.begin(found, {what: numbers, **options, **making})
     reports = []
-    for k, (target, number) in enumerate(zip(found, numbers, strict=True)):
+    if client is not None:
+        with connect(client) as there:
+            reports = run.beside(there, found, numbers, wanted is not None, progress)
+    for k, (target, number) in enumerate(zip(found, numbers, strict=True) if client is None else ()):
         # with a count, small errors may be out of reach of l1 otherwise; the other methods keep to no bounds
         slack = scheme == "cascade" and k > 0 and (wanted is None or how.l1)
-        reports.append(run.layer(target, number, scheme == "cascade", slack, wanted is not None))
+        reports.append(run.layer(target, k, number, scheme == "cascade", slack, wanted is not None))
         if progress is not None:
             progress(reports[-1])
     errors = [_errors(original, pruned, found, some, arguments) for some in (calibration, held_out)]
@@ -279,7 +290,7 @@ class _Run:
     def __init__(self, programs: Programs, others: Programs | None, directory: Any, how: How, settings: dict[str, Any]):
         self.programs, self.others, self.how, self.settings = programs, others, how, settings
         self.directory = None if directory is None else Path(directory)
-        self.count, self.solved = 0, False
+        self.solved = False
 
     def begin(self, found: list[Target], options: dict[str, Any]) -> None:
         """Open the directory: what is in it must be of the same run."""
@@ -308,45 +319,104 @@ class _Run:
         with write_atomically(path) as file:
             file.write(to_json(made).encode())
 
-    def layer(self, target: Target, number: float, cascade: bool, slack: bool, counted: bool) -> LayerReport:
+    def layer(
+        self, target: Target, index: int, number: float, cascade: bool, slack: bool, counted: bool
+    ) -> LayerReport:
         """Prune one layer of `pruned`, or take it from the directory; `counted` if the number is a density."""
-        path = None if self.directory is None else self.directory / f"layer_{self.count:03d}.npz"
-        self.count += 1
-        module = self.programs.pruned.get_submodule(target.name)
         # in the cascade scheme what comes after a layer was solved for what it put out
-        if path is not None and path.exists() and not (cascade and self.solved):
-            kept = _finished(path, module)
-            if kept is not None:
-                report, weight, bias = kept
-                _assign(module, weight, bias)
-                return report
+        earlier = None if cascade and self.solved else self._earlier(target, index)
+        if earlier is not None:
+            return earlier
         self.solved = True
         layer = layer_of(target)
-        # of a radius that the count replaces
-        first = 1.0 if slack else FIRST
         began = time.perf_counter()
-        with (
-            evaluating(self.programs.original, self.programs.pruned),
-            self.programs.of(target, layer, first if counted else number, cascade, slack) as problems,
-            self._heldout(target, layer, cascade) as others,
-        ):
-            made = solve_groups(
-                layer,
-                problems,
-                lambda a, what: _rounded(a, getattr(module, what).dtype),
-                self.how,
-                number if counted else None,
-                others,
-                **self.settings,
-            )
-        pruned, report = made.layer, replace(describe(layer, made), seconds=time.perf_counter() - began)
+        with self._problems(target, layer, number, cascade, slack, counted) as (problems, others):
+            dtypes, density = self._dtypes(target), number if counted else None
+            pruned, report = _solved(layer, problems, dtypes, self.how, density, others, **self.settings)
+        report = replace(report, seconds=time.perf_counter() - began)
+        self._finish(target, index, pruned, report)
+        return report
+
+    def beside(
+        self,
+        client: Any,
+        found: list[Target],
+        numbers: list[float],
+        counted: bool,
+        progress: Callable[[LayerReport], Any] | None,
+    ) -> list[LayerReport]:
+        """The layers of the parallel scheme as tasks of a cluster, each kept when it comes; the reports in order."""
+        reports: dict[int, LayerReport] = {}
+
+        def finished(k: int, report: LayerReport) -> None:
+            reports[k] = report
+            if progress is not None:
+                progress(report)
+
+        for k, target in enumerate(found):
+            earlier = self._earlier(target, k)
+            if earlier is not None:
+                finished(k, earlier)
+        settings = dict(self.settings)
+        threads, callback = settings.pop("n_threads", None), settings.pop("callback", None)
+
+        def jobs() -> Iterator[Job]:
+            for k, target in enumerate(found):
+                if k in reports:
+                    continue
+                layer, density = layer_of(target), numbers[k] if counted else None
+                with self._problems(target, layer, numbers[k], False, False, counted) as (problems, others):
+                    held = None if others is None else list(others)
+                    arguments = layer, list(problems), self._dtypes(target), self.how, density, held
+                    job = Job(f"nettrim-layer-{target.name}", k, _solved, arguments, settings)
+                    # what is in a temporary file is sent before the file goes
+                    yield job
+
+        for job, (pruned, report) in fan_out(client, jobs(), callback, threads):
+            self._finish(found[job.index], job.index, pruned, report)
+            finished(job.index, report)
+        return [reports[k] for k in range(len(found))]
+
+    def _path(self, index: int) -> Path | None:
+        return None if self.directory is None else self.directory / f"layer_{index:03d}.npz"
+
+    def _earlier(self, target: Target, index: int) -> LayerReport | None:
+        """Take a layer from the directory, if it was finished earlier."""
+        path, module = self._path(index), self.programs.pruned.get_submodule(target.name)
+        kept = _finished(path, module) if path is not None and path.exists() else None
+        if kept is None:
+            return None
+        report, weight, bias = kept
+        _assign(module, weight, bias)
+        return report
+
+    def _finish(self, target: Target, index: int, pruned: Layer, report: LayerReport) -> None:
+        """Keep a layer in the directory, and put it into the model."""
+        path = self._path(index)
         # what fell short may do better with another time limit: it is not finished
         if path is not None and report.status in USABLE:
             arrays: dict[str, Any] = {"weight": pruned.weight} | ({} if pruned.bias is None else {"bias": pruned.bias})
             with write_atomically(path) as file:
                 np.savez(file, report=np.array(to_json(asdict(report))), **arrays)
-        _assign(module, pruned.weight, pruned.bias)
-        return report
+        _assign(self.programs.pruned.get_submodule(target.name), pruned.weight, pruned.bias)
+
+    @contextmanager
+    def _problems(
+        self, target: Target, layer: Layer, number: float, cascade: bool, slack: bool, counted: bool
+    ) -> Iterator[tuple[Iterable, Iterable | None]]:
+        """The layer's problems, and those on samples that were held out, if they are needed."""
+        # of a radius that the count replaces
+        first = 1.0 if slack else FIRST
+        with (
+            evaluating(self.programs.original, self.programs.pruned),
+            self.programs.of(target, layer, first if counted else number, cascade, slack) as problems,
+            self._heldout(target, layer, cascade) as others,
+        ):
+            yield problems, others
+
+    def _dtypes(self, target: Target) -> dict[str, torch.dtype]:
+        module = self.programs.pruned.get_submodule(target.name)
+        return {what: a.dtype for what, a in module.named_parameters(recurse=False)}
 
     def _heldout(self, target: Target, layer: Layer, cascade: bool) -> AbstractContextManager:
         """The layer's problems on samples that were held out, if they are needed."""
@@ -372,6 +442,20 @@ def _errors(
                     squares[k] += np.sum(np.square(b - a, dtype=np.float64))
                     norms[k] += np.sum(np.square(a, dtype=np.float64))
     return np.sqrt(np.divide(squares, norms, out=np.zeros_like(norms), where=norms > 0)).tolist()
+
+
+def _solved(
+    layer: Layer,
+    problems: Iterable,
+    dtypes: dict[str, torch.dtype],
+    how: How,
+    density: float | None,
+    others: Iterable | None,
+    **settings: Any,
+) -> tuple[Layer, LayerReport]:
+    """A layer with its new weights, as its module holds them, and the report; here or on a worker."""
+    made = solve_groups(layer, problems, lambda a, what: _rounded(a, dtypes[what]), how, density, others, **settings)
+    return made.layer, describe(layer, made)
 
 
 def _rounded(a: np.ndarray, dtype: torch.dtype) -> np.ndarray:
