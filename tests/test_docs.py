@@ -193,7 +193,9 @@ def messages() -> str:
 def quoted(text: str) -> list[str]:
     """Messages that the page of troubles quotes: blocks of text, and what is in italics in its tables."""
     blocks = re.findall(r"^ *```text\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
-    cells = [c for line in text.split("\n") if line.startswith("|") for c in re.findall(r"(?<!\*)\*([^*|]+)\*(?!\*)", line)]
+    cells = [
+        c for line in text.split("\n") if line.startswith("|") for c in re.findall(r"(?<!\*)\*([^*|]+)\*(?!\*)", line)
+    ]
     return [*blocks, *cells]
 
 

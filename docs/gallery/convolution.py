@@ -1,11 +1,12 @@
 """A convolution, pruned through its windows."""
 
-import nettrim as nt
 import numpy as np
 import torch
 from digits import images, labels, stored
 from picture import SIGNED, bare, panels, save
 from torch import nn
+
+import nettrim as nt
 
 torch.manual_seed(0)
 torch.set_num_threads(1)

@@ -1,8 +1,9 @@
 """A layer's trade-off between error and weights."""
 
-import nettrim as nt
 from digits import calibration, heldout, layer
 from picture import BLUE, ORANGE, panels, save
+
+import nettrim as nt
 
 X, Y, C = layer(1, calibration)
 path = nt.path(X, Y, C=C, heldout=layer(1, heldout)[:2])

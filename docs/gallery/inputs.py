@@ -1,8 +1,9 @@
 """Single weights, or whole inputs: which pixels does the first layer read?"""
 
-import nettrim as nt
 from digits import calibration, layer
 from picture import bare, panels, save
+
+import nettrim as nt
 
 X, Y, C = layer(0, calibration)
 Y = Y[:60]  # 60 of its 300 neurons

@@ -1,8 +1,9 @@
 """How the two methods close the gap."""
 
-import nettrim as nt
 from digits import calibration, layer
 from picture import BLUE, ORANGE, panels, save
+
+import nettrim as nt
 
 X, Y, C = layer(1, calibration)
 X, Y = X.astype(float), Y[:10].astype(float)  # 10 neurons; float64 for a small gap

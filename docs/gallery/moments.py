@@ -1,9 +1,10 @@
 """A linear layer, known by its second moments only: batches come and go."""
 
-import nettrim as nt
 import numpy as np
 from digits import calibration, heldout, layer
 from picture import SIGNED, bare, panels, save
+
+import nettrim as nt
 
 gram, C = nt.Gram(101, 10), layer(2, calibration)[2]
 for batch in np.array_split(calibration, 8):  # from a loader, a file, another machine

@@ -1,13 +1,14 @@
 """A whole network, by both schemes."""
 
-import nettrim as nt
 from digits import biases, calibration, stored, test, test_labels, weights
 from picture import BLUE, ORANGE, panels, save
+
+import nettrim as nt
 
 layers = [
     nt.Layer(W.T, b, relu=k < 2, name=f"layer {k + 1}") for k, (W, b) in enumerate(zip(weights, biases, strict=True))
 ]
-epsilons = (0.05, 0.1, 0.2)
+epsilons = (0.1, 0.2, 0.3)
 pruned = {
     scheme: [nt.prune(layers, calibration, epsilon=epsilon, scheme=scheme) for epsilon in epsilons]
     for scheme in ("parallel", "cascade")

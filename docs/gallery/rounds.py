@@ -1,9 +1,10 @@
 """Rounds of reweighted l1: fewer weights within the same error."""
 
-import nettrim as nt
 import numpy as np
 from digits import calibration, layer
 from picture import BLUE, ORANGE, panels, save
+
+import nettrim as nt
 
 X, Y, C = layer(1, calibration)
 plain = nt.solve(X, Y, epsilon=0.1, C=C)

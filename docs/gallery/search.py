@@ -1,10 +1,11 @@
 """Equal counts: the search against those that it is compared with."""
 
-import nettrim as nt
 import numpy as np
 from digits import biases, calibration, heldout, layer, weights
-from nettrim import pruners
 from picture import BLUE, GREEN, GREY, ORANGE, PURPLE, panels, save
+
+import nettrim as nt
+from nettrim import pruners
 
 n = 40  # neurons of the layer's 100
 X, Y, _ = layer(1, calibration)
