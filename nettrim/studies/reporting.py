@@ -1,4 +1,4 @@
-"""What the tables and figures of the studies of DP-SGD share."""
+"""What the tables and figures of several studies share."""
 
 from __future__ import annotations
 
@@ -34,13 +34,29 @@ def grouped(rows: Rows, *names: str) -> dict[tuple, Rows]:
     return groups
 
 
-def draw(path: Path, panels: int, fill: Callable[[list[Any]], object]) -> Path:
-    """A figure with panels beside each other, filled and written; the caller's plots and backend are left alone."""
+def draw(path: Path, panels: int, fill: Callable[[list[Any]], object], rows: int = 1) -> Path:
+    """A figure with panels beside each other, filled and written; the caller's plots and backend are left alone.
+
+    Parameters
+    ----------
+    path : Path
+        Of a PNG file.
+    panels : int
+        In each row.
+    fill : callable
+        Draws into the list of all panels, row by row.
+    rows : int
+
+    Returns
+    -------
+    Path
+        The file.
+    """
     from matplotlib.figure import Figure
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(4.6 * panels, 3.8), layout="constrained")
-    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    figure = Figure(figsize=(4.6 * panels, 3.4 * rows + 0.4), layout="constrained")
+    axes = list(figure.subplots(rows, panels, squeeze=False).flat)
     fill(axes)
     for panel in axes:
         panel.spines[["top", "right"]].set_visible(False)
