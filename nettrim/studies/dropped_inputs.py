@@ -1,8 +1,8 @@
 """Which inputs pruning drops: Figure 8 of Aghasi et al. (2020), beside how much ink each pixel has.
 
 The first layer of the fully connected network is pruned by Net-Trim, plain and reweighted, and truncated to as many
-weights (HPTD). An input is dropped if none of its weights is left. Pixels that are blank in all calibration samples cost
-nothing to drop, and l1 drops them for certain; so those are counted apart.
+weights (HPTD). An input is dropped if none of its weights is left. Pixels that are blank in all calibration samples
+cost nothing to drop, and l1 drops them for certain; so those are counted apart.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nettrim.studies.dropped_inputs_report import plot, tables
 from nettrim.studies.networks import Case, accuracies, hashed, named, trained
 from nettrim.studies.records import Records
 from nettrim.studies.robustness import FC
-from nettrim.studies.trimming import Trim, calibration_of, described, fewer, layers_of, trim, truncate, tune
+from nettrim.studies.trimming import Trim, calibration_of, described, fewer, layers_of, trim, truncate, tune, zeros
 
 __all__ = ["KEY", "PRESETS", "Config", "dropped", "plot", "run", "separation", "tables"]
 
@@ -145,10 +145,10 @@ def _pruned(
         made = truncate(model, made)
         tune(made, case, fewer(samples, config.tuning), config.epochs, seed)
     gone = dropped(layers_of(made)[first].numpy())
-    row = {"dropped": gone.tolist(), "separation": separation(np.array(_ink(samples)), gone)}
     about = described(pruned) if method != "magnitude" else {}
-    return (
-        row
-        | about
-        | {"layer": float((layers_of(made)[first] == 0).float().mean()), "accuracy": accuracies(made, samples)}
-    )
+    return about | {
+        "dropped": gone.tolist(),
+        "separation": separation(np.array(_ink(samples)), gone),
+        "layer": zeros(made)[first],
+        "accuracy": accuracies(made, samples),
+    }

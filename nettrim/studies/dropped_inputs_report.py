@@ -26,9 +26,9 @@ def _dropped(rows: Rows) -> list[dict[str, str]]:
     pixels = {(row["seed"], row["recipe"]): row for row in rows if row["method"] == "pixels"}
     made = []
     groups = grouped([row for row in rows if row["method"] != "pixels"], "epsilon", "method")
-    for (epsilon, method, _), found in sorted(
-        groups.items(), key=lambda item: (item[0][0], [*NAMES].index(item[0][1]))
-    ):
+    order = [*NAMES]
+    for epsilon, method, recipe in sorted(groups, key=lambda key: (key[0], order.index(key[1]))):
+        found = groups[epsilon, method, recipe]
         own = [pixels[row["seed"], row["recipe"]] for row in found]
         made.append(
             {

@@ -85,7 +85,6 @@ def plot(records: Records, folder: Path) -> list[Path]:
 
 def _means(curves: Rows) -> tuple[list[float], list[float]]:
     """Means over the seeds, and half their intervals (zero for one seed), in percent."""
-    found = [
-        interval([100 * value for value in values]) for values in zip(*(c["accuracy"] for c in curves), strict=True)
-    ]
+    columns = zip(*(curve["accuracy"] for curve in curves), strict=True)
+    found = [interval([100 * value for value in column]) for column in columns]
     return [middle for middle, _ in found], [float(np.nan_to_num(half)) for _, half in found]
