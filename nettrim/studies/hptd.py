@@ -2,7 +2,7 @@
 
 HPTD (Han, Pool, Tran, Dally 2015) truncates the smallest weights of a trained network and trains those that are left.
 Here it keeps in each layer as many as Net-Trim has kept there, and both are fine-tuned on the same batches. The curves
-have the accuracies before and after every epoch of it; "kept against epsilon" is the right panel of the figures.
+have the validation accuracies before and after every epoch of it, and test accuracies at both ends.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from nettrim.studies import data
+from torch import nn
+
+from nettrim.studies import data, training
 from nettrim.studies.hptd_report import plot, tables
 from nettrim.studies.networks import Case, accuracies, hashed, named, trained
 from nettrim.studies.records import Records
@@ -65,7 +67,6 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
-_CIFAR = Case("convnet, width 16", "cifar10", 3, 0, ())
 _PUBLISHED = (0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 PRESETS = {
     "smoke": Config(
@@ -77,11 +78,11 @@ PRESETS = {
     ),
     "cpu": Config(
         (
-            Part(FC, (FC.calibration,), (0.4, 0.2, 0.1, 0.05), 3, 15_000),
-            Part(LENET, (LENET.calibration,), (0.4, 0.2, 0.1, 0.05), 3, 15_000),
-            Part(_CIFAR, (100,), (0.2, 0.05), 2, 15_000),
+            Part(FC, (FC.calibration,), (0.4, 0.2, 0.1), 2, 10_000),
+            Part(LENET, (LENET.calibration,), (0.4, 0.2, 0.1), 2, 10_000),
         )
     ),
+    "cifar": Config((Part(Case("convnet, width 16", "cifar10", 2, 0, ()), (100,), (0.2, 0.05), 1, 10_000),)),
     "paper": Config(
         (
             Part(Case("fc, no dropout", "mnist", 20, 0, ()), (55_000,), _PUBLISHED, 30),
@@ -124,9 +125,20 @@ def run(config: Config, records: Records, folder: Path, say: Callable[[str], Any
                 if key["method"] == "HPTD":
                     made = truncate(model, made)
                     row = {"zeros": sparsity(made), "layers": zeros(made)}
-                curve = tune(made, part.case, fewer(samples, part.tuning), part.epochs, seed)
-                records.add(**about, **key, dense=dense, curve=curve, **row)
+                row |= _tuned(part, made, samples, seed)
+                records.add(**about, **key, dense=dense, **row)
                 say(
                     f"{part.case.name}, seed {seed}, {key['method']}, epsilon {key['epsilon']:g}: {row['zeros']:.1%} "
-                    f"zeros, {curve[0]['test']:.2%}, tuned {curve[-1]['test']:.2%} (dense {dense['test']:.2%})"
+                    f"zeros, {row['test'][0]:.2%}, tuned {row['test'][1]:.2%} (dense {dense['test']:.2%})"
                 )
+
+
+def _tuned(part: Part, model: nn.Module, samples: data.DataSet, seed: int) -> dict[str, list[float]]:
+    """Fine-tune: validation accuracies before and after each epoch, test accuracies at the beginning and the end."""
+    validation = [training.accuracy(model, *samples.validation)]
+    test = [training.accuracy(model, *samples.test)]
+    tune(
+        *(model, part.case, fewer(samples, part.tuning), part.epochs, seed),
+        progress=lambda epoch, loss: validation.append(training.accuracy(model, *samples.validation)),
+    )
+    return {"validation": validation, "test": [*test, training.accuracy(model, *samples.test)]}

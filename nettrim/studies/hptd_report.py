@@ -17,7 +17,7 @@ __all__ = ["plot", "tables"]
 def tables(records: Records) -> dict[str, list[dict[str, str]]]:
     """Titles and rows; intervals are of 95 %, by Student's t, over the seeds."""
     made = {
-        "HPTD: test accuracy by epochs of fine-tuning, %": _accuracies(records.rows),
+        "HPTD: test accuracy before and after fine-tuning, %": _accuracies(records.rows),
         "HPTD: zeros of the layers after Net-Trim, %": _layers(records.rows),
     }
     return {title: rows for title, rows in made.items() if rows}
@@ -31,17 +31,12 @@ def _accuracies(rows: Rows) -> list[dict[str, str]]:
         cells = {"network": case, "samples": f"{samples}", "epsilon": f"{epsilon:g}"}
         cells["zeros, %"] = mean([row["zeros"] for row in ours.values()], 1, 100)
         cells["dense"] = mean([row["dense"]["test"] for row in ours.values()], 2, 100)
-        last = max(len(row["curve"]) for row in found) - 1
-        for epochs in sorted({0, 1, last}):
+        epochs = len(found[0]["validation"]) - 1
+        for k, when in enumerate(("pruned", f"after {epochs} epochs")):
             for name, by_seed in (("Net-Trim", ours), ("HPTD", theirs)):
-                cells[f"{name}, {epochs}"] = mean([row["curve"][epochs]["test"] for row in by_seed.values()], 2, 100)
-        for epochs in sorted({0, last}):
-            gains = [
-                row["curve"][epochs]["test"] - theirs[seed]["curve"][epochs]["test"]
-                for seed, row in ours.items()
-                if seed in theirs
-            ]
-            cells[f"difference, {epochs}"] = mean(gains, 2, 100)
+                cells[f"{name}, {when}"] = mean([row["test"][k] for row in by_seed.values()], 2, 100)
+            gains = [row["test"][k] - theirs[seed]["test"][k] for seed, row in ours.items() if seed in theirs]
+            cells[f"difference, {when}"] = mean(gains, 2, 100)
         made.append(cells)
     return made
 
@@ -82,29 +77,28 @@ def plot(records: Records, folder: Path) -> list[Path]:
 
 
 def _fill(axes: list[Any], rows: Rows) -> None:
-    last = max(len(row["curve"]) for row in rows) - 1
+    last = len(rows[0]["validation"]) - 1
     epsilons = sorted({row["epsilon"] for row in rows})
     for method, colour in (("Net-Trim", COLOURS[0]), ("HPTD", COLOURS[1])):
         own = {e: [row for row in rows if (row["method"], row["epsilon"]) == (method, e)] for e in epsilons}
         own = {e: found for e, found in own.items() if found}
         zeros = [100 * interval([row["zeros"] for row in found])[0] for found in own.values()]
-        for epochs, line in sorted({0: ":", 1: "--", last: "-"}.items()):
-            points = [_middle([row["curve"][epochs]["test"] for row in found]) for found in own.values()]
+        for k, (line, when) in enumerate(((":", "pruned"), ("-", f"after {last} epochs"))):
+            points = [_middle([row["test"][k] for row in found]) for found in own.values()]
             axes[0].errorbar(
                 *(zeros, [m for m, _ in points], [h for _, h in points]),
-                fmt=line, marker="o", ms=3, lw=1.4, color=colour, label=f"{method}, {epochs} epochs",
-            )  # fmt: skip
+                **{"fmt": line, "marker": "o", "ms": 3, "lw": 1.4, "color": colour, "label": f"{method}, {when}"},
+            )
         for shade, (epsilon, found) in zip(np.linspace(1, 0.35, len(own)), own.items(), strict=True):
-            points = [_middle([row["curve"][k]["test"] for row in found]) for k in range(last + 1)]
+            points = [_middle([row["validation"][k] for row in found]) for k in range(last + 1)]
             axes[1].plot(range(last + 1), [m for m, _ in points], color=colour, alpha=shade, marker="o", ms=3)
             axes[1].annotate(f"{epsilon:g}", (last, points[-1][0]), fontsize=7, color=colour)
         if method == "Net-Trim":
             axes[2].plot(list(own), zeros, color=colour, marker="o", ms=3)
     dense = interval([100 * row["dense"]["test"] for row in rows])[0]
-    for panel in axes[:2]:
-        panel.axhline(dense, color="black", lw=0.8, ls=":")
+    axes[0].axhline(dense, color="black", lw=0.8, ls=":")
     axes[0].set(xlabel="zeros, %", ylabel="test accuracy, %")
-    axes[1].set(xlabel="epochs of fine-tuning (numbers: epsilon)", ylabel="test accuracy, %")
+    axes[1].set(xlabel="epochs of fine-tuning (numbers: epsilon)", ylabel="validation accuracy, %")
     axes[1].set_xticks(range(last + 1))
     axes[2].set(xlabel="epsilon", ylabel="zeros, %")
 

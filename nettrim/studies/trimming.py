@@ -7,6 +7,7 @@ the study's folder, which studies may share. Weights count; biases stay or go as
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from nettrim.pruners.magnitude import magnitude
 from nettrim.sparsity import Unstructured
 from nettrim.studies import training
 from nettrim.studies.data import DataSet
-from nettrim.studies.networks import Case, accuracies, augment, hashed, weaken_dropout
+from nettrim.studies.networks import Case, augment, hashed, weaken_dropout
 
 __all__ = ["Trim", "calibration_of", "described", "fewer", "layers_of", "sparsity", "trim", "truncate", "tune", "zeros"]
 
@@ -140,8 +141,15 @@ def truncate(model: nn.Module, like: nn.Module) -> nn.Module:
     return made
 
 
-def tune(model: nn.Module, case: Case, samples: DataSet, epochs: int, seed: int) -> list[dict[str, float]]:
-    """Train what is left, in place: accuracies before, and after each epoch.
+def tune(
+    model: nn.Module,
+    case: Case,
+    samples: DataSet,
+    epochs: int,
+    seed: int,
+    progress: Callable[[int, float], Any] | None = None,
+) -> None:
+    """Train what is left, in place, as the paper's FT step does: stochastic gradients, on the non-zeros.
 
     Parameters
     ----------
@@ -150,14 +158,11 @@ def tune(model: nn.Module, case: Case, samples: DataSet, epochs: int, seed: int)
     case : Case
         Says whether images are mirrored and shifted.
     samples : DataSet
+        Of which the training part is used.
     epochs, seed : int
-
-    Returns
-    -------
-    list of dict
-        "validation" and "test", `epochs` + 1 of them.
+    progress : callable, optional
+        Called with the epoch, from 1, and its mean loss.
     """
-    curve = [accuracies(model, samples)]
     if epochs:
         torch.manual_seed(seed)
         weaken_dropout(model, 1 - sparsity(model))
@@ -167,10 +172,9 @@ def tune(model: nn.Module, case: Case, samples: DataSet, epochs: int, seed: int)
             nn.functional.cross_entropy,
             torch.optim.SGD(model.parameters(), RATE, MOMENTUM),
             epochs,
-            progress=lambda epoch, loss: curve.append(accuracies(model, samples)),
+            progress,
             names=[f"{name}.weight" for name in layers_of(model)],
         )
-    return curve
 
 
 def described(pruned: ntt.PrunedModel) -> dict[str, Any]:
