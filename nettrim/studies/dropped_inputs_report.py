@@ -73,7 +73,7 @@ def plot(records: Records, folder: Path) -> list[Path]:
             panel.set_title(title, fontsize=9)
             panel.set(xticks=[], yticks=[])
 
-    return [draw(folder / "features.png", len(pictures), fill)]
+    return [draw(folder / "features.png", len(pictures), fill, size=(2.6, 2.6))]
 
 
 def _times(chosen: list[list[int]], count: int) -> np.ndarray:

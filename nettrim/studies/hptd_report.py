@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nettrim.studies.records import Records, interval
-from nettrim.studies.reporting import COLOURS, Rows, draw, grouped, mean
+from nettrim.studies.reporting import COLOURS, Rows, draw, grouped, mean, percent
 
 __all__ = ["plot", "tables"]
 
@@ -84,13 +83,13 @@ def _fill(axes: list[Any], rows: Rows) -> None:
         own = {e: found for e, found in own.items() if found}
         zeros = [100 * interval([row["zeros"] for row in found])[0] for found in own.values()]
         for k, (line, when) in enumerate(((":", "pruned"), ("-", f"after {last} epochs"))):
-            points = [_middle([row["test"][k] for row in found]) for found in own.values()]
+            points = [percent([row["test"][k] for row in found]) for found in own.values()]
             axes[0].errorbar(
                 *(zeros, [m for m, _ in points], [h for _, h in points]),
                 **{"fmt": line, "marker": "o", "ms": 3, "lw": 1.4, "color": colour, "label": f"{method}, {when}"},
             )
         for shade, (epsilon, found) in zip(np.linspace(1, 0.35, len(own)), own.items(), strict=True):
-            points = [_middle([row["validation"][k] for row in found]) for k in range(last + 1)]
+            points = [percent([row["validation"][k] for row in found]) for k in range(last + 1)]
             axes[1].plot(range(last + 1), [m for m, _ in points], color=colour, alpha=shade, marker="o", ms=3)
             axes[1].annotate(f"{epsilon:g}", (last, points[-1][0]), fontsize=7, color=colour)
         if method == "Net-Trim":
@@ -101,9 +100,3 @@ def _fill(axes: list[Any], rows: Rows) -> None:
     axes[1].set(xlabel="epochs of fine-tuning (numbers: epsilon)", ylabel="validation accuracy, %")
     axes[1].set_xticks(range(last + 1))
     axes[2].set(xlabel="epsilon", ylabel="zeros, %")
-
-
-def _middle(values: list[float]) -> tuple[float, float]:
-    """Mean and half the interval (zero for one seed), in percent."""
-    middle, half = interval([100 * value for value in values])
-    return middle, 0.0 if math.isnan(half) else half

@@ -194,9 +194,9 @@ def trained(case: Case, samples: data.DataSet, seed: int, folder: Path, say: Cal
     torch.manual_seed(seed)
 
     def train(model: nn.Module) -> None:
+        batches = training.Batches(*samples.train, seed=seed, augment=augment(case))
         training.train(
-            *(model, training.Batches(*samples.train, seed=seed, augment=augment(case))),
-            *(case.epochs, case.rate, case.weight_decay),
+            *(model, batches, case.epochs, case.rate, case.weight_decay),
             progress=lambda at, loss: say(f"{case.name}, seed {seed}: epoch {at} of {case.epochs}, loss {loss:.4f}"),
         )
 

@@ -104,8 +104,9 @@ def _layers(rows: Rows) -> list[dict[str, str]]:
     for (samples, epsilon, scheme, _), found in _groups(rows):
         if samples == most:
             cells = {"samples": f"{samples}", "scheme": scheme, "epsilon": f"{epsilon:g}"}
-            for k, name in enumerate(found[0]["layers"], 1):
-                cells[f"layer {k}"] = mean(_per_seed(found, lambda row, name=name: row["layers"][name]), 1, 100)
+            for k, name in enumerate(found[0]["layers"]):
+                own = [{"seed": row["seed"], "zeros": row["layers"][name]} for row in found]
+                cells[f"layer {k + 1}"] = mean(_per_seed(own, lambda row: row["zeros"]), 1, 100)
             made.append(cells)
     return made
 

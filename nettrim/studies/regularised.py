@@ -203,7 +203,7 @@ def _trained(
 
 def _measured(config: Config, model: nn.Module, samples: data.DataSet, seed: int) -> dict[str, float]:
     """Zeros, and the test accuracy before and after fine-tuning."""
-    test = tuple(part[: config.images] for part in samples.test)
-    row = {"zeros": sparsity(model), "accuracy": training.accuracy(model, *test)}
+    images, labels = (part[: config.images] for part in samples.test)
+    row = {"zeros": sparsity(model), "accuracy": training.accuracy(model, images, labels)}
     tune(model, Case("", config.data, 0, 0, ()), samples, config.tuning, seed)
-    return row | {"tuned": training.accuracy(model, *test)}
+    return row | {"tuned": training.accuracy(model, images, labels)}

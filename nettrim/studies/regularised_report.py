@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from nettrim.studies.records import Records, interval
-from nettrim.studies.reporting import COLOURS, Rows, draw, grouped, mean
+from nettrim.studies.records import Records
+from nettrim.studies.reporting import COLOURS, Rows, draw, grouped, mean, percent
 
 __all__ = ["plot", "tables"]
 
@@ -120,7 +119,7 @@ def _points(rows: Rows, name: str) -> list[tuple[float, float, float, float]]:
     """Zeros and accuracy in percent, each with half its interval, by strength."""
     groups = grouped(rows, "penalty", "epsilon")
     return [
-        (*_middle([row["zeros"] for row in groups[key]]), *_middle([row[name] for row in groups[key]]))
+        (*percent([row["zeros"] for row in groups[key]]), *percent([row[name] for row in groups[key]]))
         for key in sorted(groups)
     ]
 
@@ -129,9 +128,3 @@ def _bars(point: tuple[float, float, float, float]) -> tuple[float, float, float
     """As errorbar takes them."""
     x, dx, y, dy = point
     return x, y, dy, dx
-
-
-def _middle(values: list[float]) -> tuple[float, float]:
-    """Mean and half the interval (zero for one seed), in percent."""
-    middle, half = interval([100 * value for value in values])
-    return middle, 0.0 if math.isnan(half) else half

@@ -9,7 +9,7 @@ from typing import Any
 
 from nettrim.studies.records import interval
 
-__all__ = ["COLOURS", "Rows", "draw", "grouped", "mean"]
+__all__ = ["COLOURS", "Rows", "draw", "grouped", "mean", "percent"]
 
 #: Okabe and Ito's
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -34,7 +34,19 @@ def grouped(rows: Rows, *names: str) -> dict[tuple, Rows]:
     return groups
 
 
-def draw(path: Path, panels: int, fill: Callable[[list[Any]], object], rows: int = 1) -> Path:
+def percent(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and half the 95 % interval in percent, as error bars have them: of one value alone the half is 0."""
+    middle, half = interval([100 * value for value in values])
+    return middle, 0.0 if math.isnan(half) else half
+
+
+def draw(
+    path: Path,
+    panels: int,
+    fill: Callable[[list[Any]], object],
+    rows: int = 1,
+    size: tuple[float, float] = (4.6, 3.4),
+) -> Path:
     """A figure with panels beside each other, filled and written; the caller's plots and backend are left alone.
 
     Parameters
@@ -46,6 +58,8 @@ def draw(path: Path, panels: int, fill: Callable[[list[Any]], object], rows: int
     fill : callable
         Draws into the list of all panels, row by row.
     rows : int
+    size : (float, float)
+        Of a panel, in inches.
 
     Returns
     -------
@@ -55,7 +69,7 @@ def draw(path: Path, panels: int, fill: Callable[[list[Any]], object], rows: int
     from matplotlib.figure import Figure
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(4.6 * panels, 3.4 * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(size[0] * panels, size[1] * rows + 0.4), layout="constrained")
     axes = list(figure.subplots(rows, panels, squeeze=False).flat)
     fill(axes)
     for panel in axes:
@@ -63,6 +77,8 @@ def draw(path: Path, panels: int, fill: Callable[[list[Any]], object], rows: int
         panel.grid(color="#e6e9ec")
     handles = {label: h for panel in axes for h, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, 2 * panels), frameon=False
+        )
     figure.savefig(path, dpi=110)
     return path

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-from nettrim.studies.records import Records, interval
-from nettrim.studies.reporting import COLOURS, Rows, draw, grouped, mean
+from nettrim.studies.records import Records
+from nettrim.studies.reporting import COLOURS, Rows, draw, grouped, mean, percent
 
 __all__ = ["plot", "tables"]
 
@@ -53,19 +52,13 @@ def plot(records: Records, folder: Path) -> list[Path]:
             for colour, method in zip(COLOURS, _KNOBS, strict=False):
                 by_setting = grouped([row for row in rows if row["method"] == method], "setting")
                 points = sorted(
-                    (*_middle([row["zeros"] for row in found]), *_middle([row["accuracy"]["test"] for row in found]))
+                    (*percent([row["zeros"] for row in found]), *percent([row["accuracy"]["test"] for row in found]))
                     for found in by_setting.values()
                 )
                 if points:
                     x, dx, y, dy = zip(*points, strict=True)
                     panel.errorbar(x, y, dy, dx, fmt="-", marker="o", ms=3, lw=1.4, color=colour, label=method)
-            panel.axhline(_middle([row["dense"]["test"] for row in rows])[0], color="black", lw=0.8, ls=":")
+            panel.axhline(percent([row["dense"]["test"] for row in rows])[0], color="black", lw=0.8, ls=":")
             panel.set(title=case, xlabel="zeros, %", ylabel="test accuracy, %")
 
     return [draw(folder / "rivals.png", len(cases), fill)]
-
-
-def _middle(values: list[float]) -> tuple[float, float]:
-    """Mean and half the interval (zero for one seed), in percent."""
-    middle, half = interval([100 * value for value in values])
-    return middle, 0.0 if math.isnan(half) else half

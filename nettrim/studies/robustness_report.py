@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from nettrim.studies.records import Records, interval
-from nettrim.studies.reporting import COLOURS, Rows, draw, mean
+from nettrim.studies.records import Records
+from nettrim.studies.reporting import COLOURS, Rows, draw, mean, percent
 
 __all__ = ["plot", "tables"]
 
@@ -85,6 +83,5 @@ def plot(records: Records, folder: Path) -> list[Path]:
 
 def _means(curves: Rows) -> tuple[list[float], list[float]]:
     """Means over the seeds, and half their intervals (zero for one seed), in percent."""
-    columns = zip(*(curve["accuracy"] for curve in curves), strict=True)
-    found = [interval([100 * value for value in column]) for column in columns]
-    return [middle for middle, _ in found], [float(np.nan_to_num(half)) for _, half in found]
+    found = [percent(column) for column in zip(*(curve["accuracy"] for curve in curves), strict=True)]
+    return [middle for middle, _ in found], [half for _, half in found]

@@ -12,7 +12,7 @@ after a step with a probability that falls, ``(1 + decay * step) ** -power``, so
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ def train_with_surgery(
     layers = [module for module in made.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     for layer in layers:
         parametrize.register_parametrization(layer, "weight", Masked(layer.weight, c))
-    found = [(_mask_of(layer), cast(nn.Parameter, layer.parametrizations.weight.original)) for layer in layers]
+    found = [_parametrised(layer) for layer in layers]
     about = {"extra": sum(masked.mask.numel() for masked, _ in found), "spliced": 0}
     steps, random = len(batches) * epochs, np.random.default_rng(seed)
     optimizer = torch.optim.Adam(made.parameters(), rate)
@@ -127,5 +127,6 @@ def train_with_surgery(
     return made.eval(), about
 
 
-def _mask_of(layer: nn.Module) -> Masked:
-    return cast(Masked, cast(Any, layer).parametrizations.weight[0])
+def _parametrised(layer: Any) -> tuple[Masked, nn.Parameter]:
+    """The parametrisation of a layer's weight, and the weight behind it."""
+    return layer.parametrizations.weight[0], layer.parametrizations.weight.original

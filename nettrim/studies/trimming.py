@@ -26,7 +26,7 @@ from nettrim.studies.networks import Case, augment, hashed, weaken_dropout
 __all__ = ["Trim", "calibration_of", "described", "fewer", "layers_of", "sparsity", "trim", "truncate", "tune", "zeros"]
 
 #: of the certificates: the paper's solver stops after 2000 iterations, which proves nothing
-_TOLERANCES = {"gap_tol": 1e-2, "feas_tol": 3e-3}
+_TOLERANCES: dict[str, Any] = {"gap_tol": 1e-2, "feas_tol": 3e-3}
 #: of the cascade: the published gamma^2 is 1.1
 GAMMA = 1.1**0.5
 #: of fine-tuning: the paper's rate; with momentum, a step counts for about ten of the paper's, which has none

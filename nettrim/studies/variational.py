@@ -15,7 +15,7 @@ each neuron in its place.
 from __future__ import annotations
 
 import copy
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -122,7 +122,8 @@ def train_with_noise(
     noisy = [module for module in made if isinstance(module, Noisy)]
     variances = [module.log_variance for module in noisy]
     others = [p for name, p in made.named_parameters() if not name.endswith("log_variance")]
-    optimizer = torch.optim.Adam([{"params": others}, {"params": variances, "lr": FASTER * rate}], rate)
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": variances, "lr": FASTER * rate}]
+    optimizer = torch.optim.Adam(groups, rate)
     steps, count = max(1, len(batches) * epochs), 0
 
     def penalty() -> torch.Tensor:
