@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nettrim.studies.records import Records, interval
-from nettrim.studies.reporting import COLOURS, Rows, draw, grouped, mean, percent
+from nettrim.studies.reporting import COLOURS, Rows, clip_percent, draw, grouped, mean, percent
 
 __all__ = ["plot", "tables"]
 
@@ -99,4 +99,5 @@ def _fill(axes: list[Any], rows: Rows) -> None:
     axes[0].set(xlabel="zeros, %", ylabel="test accuracy, %")
     axes[1].set(xlabel="epochs of fine-tuning (numbers: epsilon)", ylabel="validation accuracy, %")
     axes[1].set_xticks(range(last + 1))
+    clip_percent(axes[:2])
     axes[2].set(xlabel="epsilon", ylabel="zeros, %")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nettrim.studies.records import Records, interval
-from nettrim.studies.reporting import COLOURS, Rows, draw, grouped, mean
+from nettrim.studies.reporting import COLOURS, Rows, clip_percent, draw, grouped, mean
 
 __all__ = ["plot", "tables"]
 
@@ -135,6 +135,7 @@ def plot(records: Records, folder: Path) -> list[Path]:
             else:
                 panel.axhline(100 * np.mean([row["dense"] for row in rows]), color="black", lw=0.8, ls=":")
                 panel.set_ylabel("test accuracy, %")
+        clip_percent(axes[2:])
         for pair in (axes[:2], axes[2:]):
             low, high = (f(panel.get_ylim()[i] for panel in pair) for i, f in enumerate((min, max)))
             for panel in pair:

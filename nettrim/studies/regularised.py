@@ -49,18 +49,18 @@ class Part:
     pairs : tuple of (float, float)
         Dropout rates and penalties.
     epsilons : tuple of float
-        Of Net-Trim.
+        Of Net-Trim, for the network that was trained without either.
     calibration : int
         Training samples that the programs are made of.
-    every : bool
-        Prune all networks, or those that were trained without either only.
+    further : tuple of float
+        Of Net-Trim, for the others.
     """
 
     network: str
     pairs: tuple[tuple[float, float], ...]
     epsilons: tuple[float, ...]
     calibration: int
-    every: bool = True
+    further: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,16 +104,16 @@ _PENALTIES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
 _PUBLISHED = (0.02, 0.06, 0.1, 0.2, 0.4)
 PRESETS = {
     "smoke": Config(
-        (Part("fc, small", ((0.0, 0.0), (0.3, 0.0), (0.0, 1e-3), (0.3, 1e-3)), (0.2,), 100),),
+        (Part("fc, small", ((0.0, 0.0), (0.3, 0.0), (0.0, 1e-3), (0.3, 1e-3)), (0.1, 0.2), 100, (0.2,)),),
         *("synthetic_images", None, 2, 1),
         seeds=(0, 1),
     ),
     "cpu": Config(
         (
-            Part("lenet5", ((0.0, 0.0), (0.5, 0.0), (0.0, 1e-4), (0.0, 1e-3), (0.5, 1e-4)), (0.1, 0.3), 300),
-            Part("fc", ((0.0, 0.0), (0.0, 1e-5), (0.0, 1e-4), (0.0, 1e-3)), (0.1, 0.3), 500, every=False),
+            Part("lenet5", ((0.0, 0.0), (0.5, 0.0), (0.0, 1e-4), (0.0, 1e-3), (0.5, 1e-4)), (0.1, 0.3), 300, (0.2,)),
+            Part("fc", ((0.0, 0.0), (0.0, 1e-5), (0.0, 1e-4), (0.0, 1e-3)), (0.1, 0.3), 500),
         ),
-        *("mnist", 10_000, 4, 1),
+        *("mnist", 10_000, 3, 1),
         images=5000,
     ),
     "paper": Config(
@@ -125,9 +125,9 @@ PRESETS = {
                     *((0.0, penalty) for penalty in _PENALTIES),
                     *((rate, penalty) for rate in (0.5, 0.6, 0.75) for penalty in (1e-5, 5e-5, 2e-4)),
                 ),
-                *(_PUBLISHED, 10_000),
+                *(_PUBLISHED, 10_000, _PUBLISHED),
             ),
-            Part("fc", ((0.0, 0.0), *((0.0, penalty) for penalty in _PENALTIES)), _PUBLISHED, 55_000, every=False),
+            Part("fc", ((0.0, 0.0), *((0.0, penalty) for penalty in _PENALTIES)), _PUBLISHED, 55_000),
         ),
         seeds=tuple(range(10)),
     ),
@@ -153,9 +153,8 @@ def run(config: Config, records: Records, folder: Path, say: Callable[[str], Any
             for dropout, penalty in part.pairs:
                 about = {"network": part.network, "dropout": dropout, "penalty": penalty, "seed": seed}
                 about["recipe"] = config.recipe(part)
-                wanted = [("trained", 0.0)]
-                if part.every or (dropout, penalty) == (0.0, 0.0):
-                    wanted += [("Net-Trim", epsilon) for epsilon in part.epsilons]
+                epsilons = part.epsilons if (dropout, penalty) == (0.0, 0.0) else part.further
+                wanted = [("trained", 0.0), *(("Net-Trim", epsilon) for epsilon in epsilons)]
                 left = [key for key in wanted if records.find(**about, method=key[0], epsilon=key[1]) is None]
                 if not left:
                     continue

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nettrim.studies.records import Records
-from nettrim.studies.reporting import COLOURS, Rows, draw, grouped, mean, percent
+from nettrim.studies.reporting import COLOURS, Rows, clip_percent, draw, grouped, mean, percent
 
 __all__ = ["plot", "tables"]
 
@@ -82,6 +82,7 @@ def plot(records: Records, folder: Path) -> list[Path]:
             axes[1].set_title("l1 training against Net-Trim, tuned")
             for panel in axes:
                 panel.set(xlabel="zeros, %", ylabel="test accuracy, %")
+            clip_percent(axes)
 
         paths.append(draw(folder / f"regularised_{name}.png", 2, fill))
     return paths

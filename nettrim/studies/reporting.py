@@ -9,7 +9,7 @@ from typing import Any
 
 from nettrim.studies.records import interval
 
-__all__ = ["COLOURS", "Rows", "draw", "grouped", "mean", "percent"]
+__all__ = ["COLOURS", "Rows", "clip_percent", "draw", "grouped", "mean", "percent"]
 
 #: Okabe and Ito's
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -38,6 +38,13 @@ def percent(values: Iterable[float]) -> tuple[float, float]:
     """Mean and half the 95 % interval in percent, as error bars have them: of one value alone the half is 0."""
     middle, half = interval([100 * value for value in values])
     return middle, 0.0 if math.isnan(half) else half
+
+
+def clip_percent(panels: Iterable[Any]) -> None:
+    """Let the axes of accuracies end at 0 and 100 %, where their intervals reach further."""
+    for panel in panels:
+        low, high = panel.get_ylim()
+        panel.set_ylim(max(low, 0), min(high, 101))
 
 
 def draw(

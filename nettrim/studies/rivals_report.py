@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nettrim.studies.records import Records
-from nettrim.studies.reporting import COLOURS, Rows, draw, grouped, mean, percent
+from nettrim.studies.reporting import COLOURS, Rows, clip_percent, draw, grouped, mean, percent
 
 __all__ = ["plot", "tables"]
 
@@ -60,5 +60,6 @@ def plot(records: Records, folder: Path) -> list[Path]:
                     panel.errorbar(x, y, dy, dx, fmt="-", marker="o", ms=3, lw=1.4, color=colour, label=method)
             panel.axhline(percent([row["dense"]["test"] for row in rows])[0], color="black", lw=0.8, ls=":")
             panel.set(title=case, xlabel="zeros, %", ylabel="test accuracy, %")
+        clip_percent(axes)
 
     return [draw(folder / "rivals.png", len(cases), fill)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nettrim.studies.records import Records
-from nettrim.studies.reporting import COLOURS, Rows, draw, mean, percent
+from nettrim.studies.reporting import COLOURS, Rows, clip_percent, draw, mean, percent
 
 __all__ = ["plot", "tables"]
 
@@ -77,6 +77,7 @@ def plot(records: Records, folder: Path) -> list[Path]:
                 panel.errorbar(found[0]["noises"], middles, halves, fmt=line, color=colour, lw=1.4, label=label)
             title = f"{case[0]}{', pruned ones fine-tuned' if tuned else ''}"
             panel.set(title=title, xlabel="standard deviation of the noise", ylabel="test accuracy, %")
+        clip_percent(axes)
 
     return [draw(folder / "robustness.png", len(cases), fill, rows=2)]
 
