@@ -19,8 +19,7 @@ from nettrim.studies import data
 from nettrim.studies.dropped_inputs_report import plot, tables
 from nettrim.studies.networks import Case, accuracies, hashed, named, trained
 from nettrim.studies.records import Records
-from nettrim.studies.robustness import FC
-from nettrim.studies.trimming import Trim, calibration_of, described, fewer, layers_of, trim, truncate, tune, zeros
+from nettrim.studies.trimming import FC, Trim, calibration_of, described, fewer, layers_of, trim, truncate, tune, zeros
 
 __all__ = ["KEY", "PRESETS", "Config", "dropped", "plot", "run", "separation", "tables"]
 
@@ -143,7 +142,7 @@ def _pruned(
     made = pruned.model
     if method == "magnitude":
         made = truncate(model, made)
-        tune(made, case, fewer(samples, config.tuning), config.epochs, seed)
+        tune(made, fewer(samples, config.tuning), config.epochs, seed)
     gone = dropped(layers_of(made)[first].numpy())
     about = described(pruned) if method != "magnitude" else {}
     return about | {

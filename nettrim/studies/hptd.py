@@ -17,10 +17,9 @@ from torch import nn
 
 from nettrim.studies import data, training
 from nettrim.studies.hptd_report import plot, tables
-from nettrim.studies.networks import Case, accuracies, hashed, named, trained
+from nettrim.studies.networks import Case, accuracies, augment, hashed, named, trained
 from nettrim.studies.records import Records
-from nettrim.studies.robustness import FC, LENET
-from nettrim.studies.trimming import Trim, described, fewer, sparsity, trim, truncate, tune, zeros
+from nettrim.studies.trimming import FC, LENET, Trim, described, fewer, sparsity, trim, truncate, tune, zeros
 
 __all__ = ["KEY", "PRESETS", "Config", "Part", "plot", "run", "tables"]
 
@@ -138,7 +137,7 @@ def _tuned(part: Part, model: nn.Module, samples: data.DataSet, seed: int) -> di
     validation = [training.accuracy(model, *samples.validation)]
     test = [training.accuracy(model, *samples.test)]
     tune(
-        *(model, part.case, fewer(samples, part.tuning), part.epochs, seed),
+        *(model, fewer(samples, part.tuning), part.epochs, seed, augment(part.case)),
         progress=lambda epoch, loss: validation.append(training.accuracy(model, *samples.validation)),
     )
     return {"validation": validation, "test": [*test, training.accuracy(model, *samples.test)]}

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from nettrim.studies import data, training
-from nettrim.studies.networks import Case, hashed, named, trained
+from nettrim.studies import training
+from nettrim.studies.networks import Case, hashed, named
 from nettrim.studies.parallel_cascade_report import plot, tables
 from nettrim.studies.records import Records
-from nettrim.studies.robustness import FC
-from nettrim.studies.trimming import Trim, calibration_of, described, trim
+from nettrim.studies.trimming import FC, Trim, calibration_of, described, of_seeds, trim
 
 __all__ = ["KEY", "PRESETS", "Config", "discrepancy", "plot", "run", "tables"]
 
@@ -92,17 +91,14 @@ def run(config: Config, records: Records, folder: Path, say: Callable[[str], Any
     say : callable
         Told what is done.
     """
-    case, loaded = config.case, {}
+    case, made = config.case, of_seeds(config.case, folder, say)
     for how in config.trims():
         for seed in config.seeds:
             about = {"scheme": how.scheme, "samples": how.samples, "subset": how.subset, "epsilon": how.epsilon}
             about |= {"seed": seed, "recipe": config.recipe}
             if records.find(**about) is not None:
                 continue
-            if seed not in loaded:
-                samples = data.load(case.data, seed)
-                loaded[seed] = samples, trained(case, samples, seed, folder, say)
-            samples, model = loaded[seed]
+            samples, model = made(seed)
             pruned = trim(model, samples, seed, how, folder / named(case, seed))
             own = calibration_of(samples, seed, how.samples, how.subset)
             row = {

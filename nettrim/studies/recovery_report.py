@@ -85,15 +85,13 @@ def _active(rows: Rows) -> list[dict[str, str]]:
 
 def _below(rows: Rows) -> list[dict[str, str]]:
     made = []
-    for (inputs, _), found in grouped(_sorted(rows), "inputs").items():
-        for sparsity in sorted({row["sparsity"] for row in found}):
-            own = [row for row in found if row["sparsity"] == sparsity]
-            last = max((k for k, cell in enumerate(own[0]["rows"]) if cell["P"] < own[0]["N"]), default=None)
-            if last is None:
-                continue
-            cells = {"inputs": inputs, "s/N": f"{sparsity:g}", "P/N": f"{own[0]['rows'][last]['P'] / own[0]['N']:.2f}"}
+    for (inputs, sparsity, _), found in grouped(_sorted(rows), "inputs", "sparsity").items():
+        N = found[0]["N"]
+        last = max((k for k, cell in enumerate(found[0]["rows"]) if cell["P"] < N), default=None)
+        if last is not None:
+            cells = {"inputs": inputs, "s/N": f"{sparsity:g}", "P/N": f"{found[0]['rows'][last]['P'] / N:.2f}"}
             for method in METHODS:
-                cells[method] = mean([float(np.mean(row["rows"][last][method])) for row in own], 0, 100)
+                cells[method] = mean([float(np.mean(row["rows"][last][method])) for row in found], 0, 100)
             made.append(cells)
     return made
 

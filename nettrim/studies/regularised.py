@@ -11,6 +11,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch
 from torch import nn
 
 from nettrim.studies import data, models, training
-from nettrim.studies.networks import Case, hashed, remembered
+from nettrim.studies.networks import hashed, remembered
 from nettrim.studies.records import Records
 from nettrim.studies.regularised_report import plot, tables
 from nettrim.studies.trimming import Trim, fewer, layers_of, sparsity, trim, tune
@@ -147,30 +149,28 @@ def run(config: Config, records: Records, folder: Path, say: Callable[[str], Any
     say : callable
         Told what is done.
     """
+    of_seed = cache(lambda seed: fewer(data.load(config.data, seed), config.samples))
     for part in config.parts:
-        for seed in config.seeds:
-            samples = None
-            for dropout, penalty in part.pairs:
-                about = {"network": part.network, "dropout": dropout, "penalty": penalty, "seed": seed}
-                about["recipe"] = config.recipe(part)
-                epsilons = part.epsilons if (dropout, penalty) == (0.0, 0.0) else part.further
-                wanted = [("trained", 0.0), *(("Net-Trim", epsilon) for epsilon in epsilons)]
-                left = [key for key in wanted if records.find(**about, method=key[0], epsilon=key[1]) is None]
-                if not left:
-                    continue
-                samples = samples or fewer(data.load(config.data, seed), config.samples)
-                name = f"{part.network}, seed {seed}, {hashed({**about, 'part': 'regularised'})}"
-                model = cleared(_trained(config, part, dropout, penalty, samples, seed, folder / f"{name}.safetensors"))
-                for method, epsilon in left:
-                    made = copy.deepcopy(model)
-                    if method == "Net-Trim":
-                        made = trim(model, samples, seed, Trim(epsilon, part.calibration), folder / name).model
-                    row = _measured(config, made, samples, seed)
-                    records.add(**about, method=method, epsilon=epsilon, **row)
-                    say(
-                        f"{part.network}, Dropout {dropout:g}, l1 {penalty:g}, seed {seed}, {method} {epsilon:g}: "
-                        f"{row['zeros']:.1%} zeros, {row['accuracy']:.2%}, tuned {row['tuned']:.2%}"
-                    )
+        for (dropout, penalty), seed in product(part.pairs, config.seeds):
+            about: dict[str, Any] = {"network": part.network, "dropout": dropout, "penalty": penalty, "seed": seed}
+            about["recipe"] = config.recipe(part)
+            epsilons = part.epsilons if (dropout, penalty) == (0.0, 0.0) else part.further
+            wanted = [("trained", 0.0), *(("Net-Trim", epsilon) for epsilon in epsilons)]
+            left = [key for key in wanted if records.find(**about, method=key[0], epsilon=key[1]) is None]
+            if not left:
+                continue
+            samples, name = of_seed(seed), f"{part.network}, seed {seed}, {hashed({**about, 'part': 'regularised'})}"
+            model = cleared(_trained(config, part, dropout, penalty, samples, seed, folder / f"{name}.safetensors"))
+            for method, epsilon in left:
+                made = copy.deepcopy(model)
+                if method == "Net-Trim":
+                    made = trim(model, samples, seed, Trim(epsilon, part.calibration), folder / name).model
+                row = _measured(config, made, samples, seed)
+                records.add(**about, method=method, epsilon=epsilon, **row)
+                say(
+                    f"{part.network}, Dropout {dropout:g}, l1 {penalty:g}, seed {seed}, {method} {epsilon:g}: "
+                    f"{row['zeros']:.1%} zeros, {row['accuracy']:.2%}, tuned {row['tuned']:.2%}"
+                )
 
 
 def cleared(model: nn.Module) -> nn.Module:
@@ -204,5 +204,5 @@ def _measured(config: Config, model: nn.Module, samples: data.DataSet, seed: int
     """Zeros, and the test accuracy before and after fine-tuning."""
     images, labels = (part[: config.images] for part in samples.test)
     row = {"zeros": sparsity(model), "accuracy": training.accuracy(model, images, labels)}
-    tune(model, Case("", config.data, 0, 0, ()), samples, config.tuning, seed)
+    tune(model, samples, config.tuning, seed)
     return row | {"tuned": training.accuracy(model, images, labels)}

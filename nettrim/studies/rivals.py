@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,12 +18,11 @@ import torch
 from torch import nn
 
 from nettrim.studies import data, training
-from nettrim.studies.networks import Case, accuracies, hashed, named, trained
+from nettrim.studies.networks import Case, accuracies, hashed, named
 from nettrim.studies.records import Records
 from nettrim.studies.rivals_report import plot, tables
-from nettrim.studies.robustness import FC, LENET
 from nettrim.studies.surgery import train_with_surgery
-from nettrim.studies.trimming import Trim, fewer, sparsity, trim, tune, zeros
+from nettrim.studies.trimming import FC, LENET, Trim, fewer, of_seeds, sparsity, trim, tune, zeros
 from nettrim.studies.variational import train_with_noise
 
 __all__ = ["KEY", "PRESETS", "Config", "plot", "run", "tables"]
@@ -95,28 +95,27 @@ def run(config: Config, records: Records, folder: Path, say: Callable[[str], Any
     say : callable
         Told what is done.
     """
+    wanted = [
+        *(("Net-Trim", epsilon) for epsilon in config.epsilons),
+        *(("surgery", c) for c in config.deviations),
+        *(("variational dropout", strength) for strength in config.strengths),
+    ]
     for case in config.cases:
-        for seed in config.seeds:
-            about = {"case": case.name, "seed": seed, "recipe": config.recipe(case)}
-            wanted = [
-                *(("Net-Trim", epsilon) for epsilon in config.epsilons),
-                *(("surgery", c) for c in config.deviations),
-                *(("variational dropout", strength) for strength in config.strengths),
-            ]
-            left = [key for key in wanted if records.find(**about, method=key[0], setting=key[1]) is None]
-            if not left:
+        of_seed = of_seeds(case, folder, say)
+        for (method, setting), seed in product(wanted, config.seeds):
+            about: dict[str, Any] = {"case": case.name, "method": method, "setting": setting, "seed": seed}
+            about["recipe"] = config.recipe(case)
+            if records.find(**about) is not None:
                 continue
-            samples = data.load(case.data, seed)
-            model = trained(case, samples, seed, folder, say)
-            weights = sum(p.numel() for p in model.parameters())
+            samples, model = of_seed(seed)
             dense = accuracies(model, samples)
-            for method, setting in left:
-                row = _made(config, case, samples, model, method, setting, seed, folder)
-                records.add(**about, method=method, setting=setting, parameters=weights, dense=dense, **row)
-                say(
-                    f"{case.name}, seed {seed}, {method}, {setting:g}: {row['zeros']:.1%} zeros, "
-                    f"{row['accuracy']['test']:.2%} (dense {dense['test']:.2%}), {row['seconds']:.0f} s"
-                )
+            row = _made(config, case, samples, model, method, setting, seed, folder)
+            parameters = sum(p.numel() for p in model.parameters())
+            records.add(**about, parameters=parameters, dense=dense, **row)
+            say(
+                f"{case.name}, seed {seed}, {method}, {setting:g}: {row['zeros']:.1%} zeros, "
+                f"{row['accuracy']['test']:.2%} (dense {dense['test']:.2%}), {row['seconds']:.0f} s"
+            )
 
 
 def _made(
@@ -136,7 +135,7 @@ def _made(
     about: dict[str, Any] = {"extra": 0}
     if method == "Net-Trim":
         made: nn.Module = trim(model, samples, seed, Trim(setting, case.calibration), folder / named(case, seed)).model
-        tune(made, case, some, config.epochs, seed)
+        tune(made, some, config.epochs, seed)
     elif method == "surgery":
         made, about = train_with_surgery(model, batches, setting, config.epochs, config.rate, seed)
     else:

@@ -19,7 +19,7 @@ from nettrim.studies import data, training
 from nettrim.studies.networks import Case, hashed, named, trained
 from nettrim.studies.records import Records
 from nettrim.studies.robustness_report import plot, tables
-from nettrim.studies.trimming import Trim, fewer, sparsity, trim, truncate, tune
+from nettrim.studies.trimming import FC, LENET, Trim, fewer, sparsity, trim, truncate, tune
 
 __all__ = ["KEY", "PRESETS", "Config", "noisy", "plot", "run", "tables"]
 
@@ -61,8 +61,6 @@ class Config:
         return hashed({**made, "epochs": self.epochs, "tuning": self.tuning, "images": self.images})
 
 
-FC = Case("fc, no dropout", "mnist", 5, 1000, ())
-LENET = Case("lenet5", "mnist", 3, 500, (), rate=2e-3)
 PRESETS = {
     "smoke": Config((Case("fc, small", "synthetic_images", 2, 100, ()),), (0.2,), (0.0, 1.0), seeds=(0, 1)),
     "cpu": Config((FC, LENET), (0.2,), (0.0, 0.2, 0.4, 0.6), tuning=10_000, images=5000),
@@ -127,7 +125,7 @@ def _networks(
         made = truncate(model, made)
     for tuned in (False, True) if method != "dense" and config.epochs else (False,):
         if tuned:
-            tune(made, case, fewer(samples, config.tuning), config.epochs, seed)
+            tune(made, fewer(samples, config.tuning), config.epochs, seed)
         images, labels = (part[: config.images] for part in samples.test)
         found = [training.accuracy(made, noisy(images, noise, seed), labels) for noise in config.noises]
         yield {"tuned": tuned, "zeros": sparsity(made), "noises": list(config.noises), "accuracy": found}

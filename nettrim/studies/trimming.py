@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,33 @@ from torch import nn
 import nettrim.torch as ntt
 from nettrim.pruners.magnitude import magnitude
 from nettrim.sparsity import Unstructured
-from nettrim.studies import training
+from nettrim.studies import data, training
 from nettrim.studies.data import DataSet
-from nettrim.studies.networks import Case, augment, hashed, weaken_dropout
+from nettrim.studies.networks import Case, hashed, trained, weaken_dropout
 
-__all__ = ["Trim", "calibration_of", "described", "fewer", "layers_of", "sparsity", "trim", "truncate", "tune", "zeros"]
+__all__ = [
+    "FC",
+    "LENET",
+    "Trim",
+    "calibration_of",
+    "described",
+    "fewer",
+    "layers_of",
+    "of_seeds",
+    "sparsity",
+    "trim",
+    "truncate",
+    "tune",
+    "zeros",
+]
 
 #: of the certificates: the paper's solver stops after 2000 iterations, which proves nothing
 _TOLERANCES: dict[str, Any] = {"gap_tol": 1e-2, "feas_tol": 3e-3}
 #: of the cascade: the published gamma^2 is 1.1
 GAMMA = 1.1**0.5
+#: the trained networks that the cpu presets share
+FC = Case("fc, no dropout", "mnist", 5, 1000, ())
+LENET = Case("lenet5", "mnist", 3, 500, (), rate=2e-3)
 #: of fine-tuning: the paper's rate; with momentum, a step counts for about ten of the paper's, which has none
 RATE, MOMENTUM, BATCH = 0.01, 0.9, 100
 
@@ -58,6 +76,17 @@ class Trim:
     subset: int = 0
     rounds: int = 1
     targets: tuple[str, ...] = ("*",)
+
+
+def of_seeds(case: Case, folder: Path, say: Callable[[str], Any]) -> Callable[[int], tuple[DataSet, nn.Module]]:
+    """A function that gives, and keeps, the samples and the trained network of a seed: studies go round the seeds."""
+
+    @cache
+    def made(seed: int) -> tuple[DataSet, nn.Module]:
+        samples = data.load(case.data, seed)
+        return samples, trained(case, samples, seed, folder, say)
+
+    return made
 
 
 def calibration_of(samples: DataSet, seed: int, count: int, subset: int = 0) -> np.ndarray:
@@ -143,10 +172,10 @@ def truncate(model: nn.Module, like: nn.Module) -> nn.Module:
 
 def tune(
     model: nn.Module,
-    case: Case,
     samples: DataSet,
     epochs: int,
     seed: int,
+    augment: training.Augment | None = None,
     progress: Callable[[int, float], Any] | None = None,
 ) -> None:
     """Train what is left, in place, as the paper's FT step does: stochastic gradients, on the non-zeros.
@@ -155,11 +184,11 @@ def tune(
     ----------
     model : nn.Module
         Zero weights stay zero.
-    case : Case
-        Says whether images are mirrored and shifted.
     samples : DataSet
         Of which the training part is used.
     epochs, seed : int
+    augment : callable, optional
+        See `training.Batches`.
     progress : callable, optional
         Called with the epoch, from 1, and its mean loss.
     """
@@ -168,7 +197,7 @@ def tune(
         weaken_dropout(model, 1 - sparsity(model))
         ntt.finetune(
             model,
-            training.Batches(*samples.train, size=BATCH, seed=seed, augment=augment(case)),
+            training.Batches(*samples.train, size=BATCH, seed=seed, augment=augment),
             nn.functional.cross_entropy,
             torch.optim.SGD(model.parameters(), RATE, MOMENTUM),
             epochs,
