@@ -69,7 +69,8 @@ class Config:
 
 PRESETS = {
     "smoke": Config(Case("fc, small", "synthetic_images", 2, 0, ()), (60, 120), (2, 1), (0.1, 0.3), seeds=(0,)),
-    "cpu": Config(FC, (125, 250, 500, 1000), (2, 2, 1, 1), (0.4, 0.2, 0.1, 0.05)),
+    # the ends first, should it be stopped
+    "cpu": Config(FC, (125, 1000, 250, 500), (2, 1, 2, 1), (0.4, 0.2, 0.1, 0.05)),
     "paper": Config(
         Case("fc, no dropout", "mnist", 20, 0, ()),
         *((10_000, 20_000, 30_000, 55_000), (10, 10, 10, 1)),
