@@ -14,6 +14,13 @@ PAGES = {
     "inversion_study": ("inversion.cpu",),
     "dp_studies": ("dp-phases.cpu", "dp-noise-clip.cpu", "dp-prune.cpu", "landscape.cpu"),
     "leakage_study": ("leakage.cpu",),
+    "parallel_cascade_study": ("parallel-cascade.cpu",),
+    "regularised_study": ("regularised.cpu",),
+    "hptd_study": ("hptd.cpu", "hptd.cifar"),
+    "features_study": ("features.cpu",),
+    "rivals_study": ("training-time-rivals.cpu",),
+    "recovery_study": ("recovery.cpu",),
+    "robustness_study": ("robustness.cpu",),
 }
 
 

@@ -41,6 +41,13 @@ STUDIES = {
     "landscape": "landscape",
     "inversion": "inversion",
     "leakage": "leakage",
+    "parallel-cascade": "parallel_cascade",
+    "regularised": "regularised",
+    "hptd": "hptd",
+    "features": "dropped_inputs",
+    "training-time-rivals": "rivals",
+    "recovery": "recovery",
+    "robustness": "robustness",
 }
 
 _NUMBER = re.compile(r"[-+<>~.]*\d")

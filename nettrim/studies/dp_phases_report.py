@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nettrim.studies.dp_report import COLOURS, Rows, draw, grouped, mean
 from nettrim.studies.records import Records
+from nettrim.studies.reporting import COLOURS, Rows, draw, grouped, mean
 
 __all__ = ["plot", "tables"]
 

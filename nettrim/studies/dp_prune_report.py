@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from nettrim.studies.dp_report import COLOURS, Rows, draw, grouped, mean
 from nettrim.studies.records import Records
+from nettrim.studies.reporting import COLOURS, Rows, draw, grouped, mean
 
 __all__ = ["plot", "tables"]
 

@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Encoder", "fully_connected", "lenet5", "lenet_300_100", "resnet18", "vgg16"]
+__all__ = [
+    "Encoder",
+    "cifar_convnet",
+    "fully_connected",
+    "lenet5",
+    "lenet_300_100",
+    "net_trim_lenet",
+    "resnet18",
+    "vgg16",
+]
 
 
 def fully_connected(sizes: tuple[int, ...] = (784, 300, 1000, 100, 10), dropout: float = 0.5) -> nn.Sequential:
@@ -28,12 +37,36 @@ def _dropout(rate: float) -> list[nn.Module]:
     return [nn.Dropout(rate)] if rate else []
 
 
-def lenet5() -> nn.Sequential:
-    """LeNet-5 with ReLUs and maximum pooling, for 28 x 28 images: 61,706 weights and biases."""
+def lenet5(dropout: float = 0.0) -> nn.Sequential:
+    """LeNet-5 with ReLUs and maximum pooling, for 28 x 28 images: 61,706 weights and biases.
+
+    Dropout, if its rate is not 0, comes after the hidden layers that are fully connected.
+    """
     return nn.Sequential(
         *(nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
-        *(nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)),
+        *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), *fully_connected((400, 120, 84, 10), dropout)),
+    )
+
+
+def net_trim_lenet(hidden: int = 512, dropout: float = 0.0) -> nn.Sequential:
+    """The wider LeNet of Net-Trim's paper: 32 and 64 kernels of 5 x 5, padded, `hidden` units; for 28 x 28 images."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
+        *fully_connected((3136, hidden, 10), dropout),
+    )
+
+
+def cifar_convnet(channels: int = 64, hidden: tuple[int, ...] = (384, 192)) -> nn.Sequential:
+    """Two 5 x 5 convolutions, each with a ReLU and a pooling, and hidden layers, for 32 x 32 images in colour.
+
+    The defaults are those of the network that TensorFlow's CIFAR-10 tutorial trains, less its normalisations of local
+    responses. Net-Trim's paper describes its own only in a supplement that is not at hand.
+    """
+    return nn.Sequential(
+        *(nn.Conv2d(3, channels, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(channels, channels, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
+        *fully_connected((64 * channels, *hidden, 10), 0.0),
     )
 
 

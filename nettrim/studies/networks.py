@@ -29,7 +29,21 @@ from nettrim.report import write_atomically
 from nettrim.studies import data, models, training
 from nettrim.studies.records import Records, interval
 
-__all__ = ["KEY", "PRESETS", "Case", "Config", "accuracies", "augment", "hashed", "run", "tables", "trained"]
+__all__ = [
+    "KEY",
+    "PRESETS",
+    "Case",
+    "Config",
+    "accuracies",
+    "augment",
+    "hashed",
+    "named",
+    "remembered",
+    "run",
+    "tables",
+    "trained",
+    "weaken_dropout",
+]
 
 #: what tells records apart
 KEY = ("case", "seed", "scheme", "epsilon", "rounds", "recipe")
@@ -42,6 +56,12 @@ _BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "encoder, GELU": lambda: models.Encoder("gelu"),
     "encoder, small": lambda: models.Encoder("gelu", width=16, heads=2, hidden=32, layers=1),
     "resnet18, width 2": lambda: models.resnet18(2),
+    "fc, no dropout": lambda: models.fully_connected(dropout=0.0),
+    "fc, small": lambda: models.fully_connected((784, 30, 20, 10), 0.0),
+    "lenet, 32-64-512": models.net_trim_lenet,
+    "convnet": models.cifar_convnet,
+    "convnet, width 16": lambda: models.cifar_convnet(16, (96, 48)),
+    "convnet, width 2": lambda: models.cifar_convnet(2, (16,)),
 }
 
 
@@ -171,23 +191,42 @@ def run(config: Config, records: Records, folder: Path, say: Callable[[str], Any
 
 def trained(case: Case, samples: data.DataSet, seed: int, folder: Path, say: Callable[[str], Any]) -> nn.Module:
     """The trained network, from the folder if it is there."""
+    torch.manual_seed(seed)
+
+    def train(model: nn.Module) -> None:
+        batches = training.Batches(*samples.train, seed=seed, augment=augment(case))
+        training.train(
+            *(model, batches, case.epochs, case.rate, case.weight_decay),
+            progress=lambda at, loss: say(f"{case.name}, seed {seed}: epoch {at} of {case.epochs}, loss {loss:.4f}"),
+        )
+
+    return remembered(folder / f"{named(case, seed)}.safetensors", _BUILDERS[case.name](), train)
+
+
+def named(case: Case, seed: int) -> str:
+    """The name of a trained network's files: the same training, the same name."""
+    return f"{case.name}, seed {seed}, {hashed(case.training)}"
+
+
+def remembered(path: Path, model: nn.Module, train: Callable[[nn.Module], object]) -> nn.Module:
+    """The model in evaluation mode, with the weights of a file; if there is none, trained, and the file written."""
     from safetensors.torch import load_file, save
 
-    torch.manual_seed(seed)
-    model = _BUILDERS[case.name]()
-    path = folder / f"{case.name}, seed {seed}, {hashed(case.training)}.safetensors"
     if path.exists():
         model.load_state_dict(load_file(path))
         return model.eval()
-    batches = training.Batches(*samples.train, seed=seed, augment=augment(case))
-    training.train(
-        *(model, batches, case.epochs, case.rate, case.weight_decay),
-        progress=lambda epoch, loss: say(f"{case.name}, seed {seed}: epoch {epoch} of {case.epochs}, loss {loss:.4f}"),
-    )
-    folder.mkdir(parents=True, exist_ok=True)
+    train(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(path) as file:
         file.write(save(model.state_dict()))
-    return model
+    return model.eval()
+
+
+def weaken_dropout(model: nn.Module, kept: float) -> None:
+    """Dropout for what is left of a network, in place: rates times the square root of the kept fraction (Han 2015)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p *= kept**0.5
 
 
 def _key(case: Case, one: Run) -> dict[str, Any]:
@@ -231,9 +270,7 @@ def _pruned(
     say(f"{about}: kept {pruned.kept:.2%}, {row['dense']['test']:.2%} -> {row['pruned']['test']:.2%}")
     if one.epochs:
         torch.manual_seed(seed)
-        for module in pruned.model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p *= pruned.kept**0.5
+        weaken_dropout(pruned.model, pruned.kept)
         optimizer = torch.optim.Adam(pruned.model.parameters(), case.tuning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, one.epochs)
         ntt.finetune(
