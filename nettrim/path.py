@@ -272,8 +272,8 @@ class _Search:
 
     def forget(self) -> None:
         """Counts of rough solves no longer bracket; their slope is kept."""
-        # a little below the least, which may be tried itself
-        self.low, self.high = math.log(self.least) - 1e-3, math.log(_MOST)
+        # a little beyond the ends, which may be tried themselves
+        self.low, self.high = math.log(self.least) - 1e-3, math.log(_MOST) + 1e-3
 
     def larger(self, epsilon: float) -> float | None:
         """After an error that is out of reach: half way to the smallest that is not."""
@@ -297,6 +297,16 @@ class _Search:
         self.known.append((x, y))
         step = (self.target - y) / slope
         new = x + min(max(step, -math.log(_STEP)), math.log(_STEP))
+        # an end is tried before it is approached, since the search may go no further, and nothing is beyond it
+        least, most = math.log(self.least), math.log(_MOST)
+        if x - least < 1e-9:
+            self.low = max(self.low, least)
+        elif new <= least and self.low < least:
+            new = least
+        if most - x < 1e-9:
+            self.high = min(self.high, most)
+        elif new >= most and self.high > most:
+            new = most
         if not self.low < new < self.high:
             new = (self.low + self.high) / 2
         if self.high - self.low < 1e-4 or abs(new - x) < 1e-6:
