@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nettrim.privacy.checkpoints import state_digest
 from nettrim.privacy.iterative import Recipe, prunable
 from nettrim.report import write_atomically
 from nettrim.studies import data, models, training
@@ -117,6 +118,8 @@ def run(config: Config, records: Records, folder: Path, say: Callable[[str], Any
         dense, rounds = dense_of(
             setting, samples, folder / f"LeNet-5 on {config.data}, seed {seed}, {hashed_of(setting)}"
         )
+        about["network"] = state_digest(dense)[:8]
+        _of_one_network(records, about)
         references = [_reference(config, setting, samples, k, folder) for k in range(config.references)]
         for method, kept in left:
             began = time.perf_counter()
@@ -137,6 +140,22 @@ def run(config: Config, records: Records, folder: Path, say: Callable[[str], Any
             row |= {"left": sum(n for n, _ in sizes) / sum(n for _, n in sizes), "all": time.perf_counter() - began}
             records.add(method=method, kept=kept, **about, **row)
             say(f"{method}, {kept:.1%}: {row['accuracy']:.2%}, then {row['tuned']:.2%}, in {row['all']:.0f} s")
+
+
+def _of_one_network(records: Records, about: dict[str, Any]) -> None:
+    """That the rows there are were made from the trained network that there is: seeds do not fix it to the last bit.
+
+    Raises
+    ------
+    ValueError
+        They are of another one, whose weights are not in the folder, and which other processors would train.
+    """
+    others = [row for row in records.rows if (row["seed"], row["recipe"]) == (about["seed"], about["recipe"])]
+    if any(row.get("network") != about["network"] for row in others):
+        raise ValueError(
+            f"{records.path} has rows of another trained network than the one beside it, {about['network']}: rows of "
+            "two networks do not compare. Bring that network's weights, or begin in another folder (-o)"
+        )
 
 
 def load(name: str, seed: int) -> data.DataSet:
