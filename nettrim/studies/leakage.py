@@ -1,6 +1,6 @@
 """One table that compares every pruner: accuracy, fidelity, guarantees, and what the network tells of its data.
 
-At the same kept fractions LeNet-5 is pruned at random, by magnitude, in rounds, by Net-Trim in three ways and to three
+At the same kept fractions LeNet-5, or ResNet-18 without batch norms, is pruned at random, by magnitude, in rounds, by Net-Trim in three ways and to three
 coresets, or is trained privately, dense and with a mask. All attacks have the same seeds and the same budget. Fidelity
 is of the pruned network as the method leaves it; attacks, R, and the way to the dense network are of what would be
 released, after the same fine-tuning.
@@ -8,6 +8,7 @@ released, after the same fine-tuning.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -18,16 +19,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from nettrim.privacy.checkpoints import state_digest
+from nettrim.privacy.checkpoints import Checkpoint, state_digest
 from nettrim.privacy.iterative import Recipe, prunable
-from nettrim.report import write_atomically
-from nettrim.studies import data, models, training
-from nettrim.studies.inversion import LAYERS
+from nettrim.studies import data, training
 from nettrim.studies.leakage_measures import Budget, fidelity, leakage
 from nettrim.studies.leakage_networks import METHODS, Made, Setting, dense_of, make, private, tune
 from nettrim.studies.leakage_tables import plot, tables
 from nettrim.studies.networks import hashed
+from nettrim.studies.pieces import UNIT, Units
 from nettrim.studies.records import Records
+from nettrim.studies.victims import Victim, chosen, exact
 
 __all__ = ["KEY", "PRESETS", "Config", "plot", "run", "tables"]
 
@@ -57,17 +58,20 @@ class Config:
         Networks of the membership attack.
     data : str
     seeds : tuple of int
+    device : str
+        "cpu", "cuda", or "auto" for a GPU if there is one. Net-Trim and the coresets are on the host.
     """
 
     setting: Setting = field(default_factory=lambda: Setting(Recipe(epochs=10, retrain=2)))
     budget: Budget = field(default_factory=Budget)
     rounds: tuple[int, ...] = (4, 10, 15)
     methods: tuple[str, ...] = tuple(METHODS)
-    layers: tuple[str, ...] = tuple(LAYERS)
+    layers: tuple[str, ...] = tuple(Victim().layers)
     masked: float = 8.0
     references: int = 2
     data: str = "mnist"
     seeds: tuple[int, ...] = (0,)
+    device: str = "cpu"
 
 
 PRESETS = {
@@ -82,11 +86,37 @@ PRESETS = {
         data="rectified synthetic_images",
     ),
     "cpu": Config(),
-    "paper": Config(
+    "paper-mnist": Config(
         Setting(Recipe(), calibration=5000, tuning=10, private_epochs=30),
         Budget(64, 16, 4000, 1000, 4, (1e-2, 1e-3, 1e-4, 1e-5, 1e-6), 5000, 5000, 30, 5000),
         references=8,
         seeds=(0, 1, 2),
+        device="auto",
+    ),
+    # ResNet-18 on two thirds of the JPEG-CIFAR that is trained on, the others for the references
+    "paper": Config(
+        Setting(
+            *(Recipe(epochs=150), 30_000, 1000, 10, 30, 1024),
+            victim=Victim("resnet18", norm="group"),
+        ),
+        Budget(64, 16, 4000, 1000, 4, (1e-2, 1e-3, 1e-4, 1e-5, 1e-6), 5000, 1000, 30, 5000),
+        layers=tuple(Victim("resnet18").layers),
+        references=4,
+        data="cifar10",
+        device="auto",
+    ),
+    "smoke-cifar10": Config(
+        Setting(
+            *(Recipe(rounds=8, epochs=1, retrain=1, size=50), 300, 40, 1, 1, 60, (50.0,)),
+            victim=Victim("resnet18", 2, "group"),
+        ),
+        Budget(2, 2, 20, 4, 1, (1e-4,), 40, 8, 3, 20),
+        rounds=(8,),
+        methods=("magnitude", "Net-Trim, parallel", "coreset, deterministic weights", "coreset, neurons"),
+        layers=("conv2-1", "conv4-1"),
+        masked=50.0,
+        references=1,
+        data="synthetic_colours",
     ),
 }
 
@@ -100,46 +130,88 @@ def run(config: Config, records: Records, folder: Path, say: Callable[[str], Any
     records : Records
         With the key `KEY`.
     folder : Path
-        Trained weights are kept in it.
+        Trained weights, and the parts of a row that is being made, are kept in it.
     say : callable
         Told what is done.
     """
-    recipe = hashed({k: v for k, v in asdict(config).items() if k not in ("rounds", "methods", "seeds")})
+    device, recipe = chosen(config.device), _recipe(config)
+    parts = Records(folder / "parts.jsonl", UNIT, records.clock)
     for seed in config.seeds:
         setting = replace(config.setting, recipe=replace(config.setting.recipe, seed=seed))
         fractions = [round((1 - setting.recipe.share) ** n, 3) for n in config.rounds]
         wanted = [("dense", 1.0), *((f"DP-SGD, epsilon {e:g}", 1.0) for e in setting.targets)]
         wanted += [(m, k) for k in fractions for m in (*config.methods, ROUNDS, f"{MASKED}, epsilon {config.masked:g}")]
-        about = {"seed": seed, "recipe": recipe}
+        about: dict[str, Any] = {"seed": seed, "recipe": recipe}
         left = [key for key in wanted if records.find(method=key[0], kept=key[1], **about) is None]
         if not left:
             continue
         samples = load(config.data, seed)
-        dense, rounds = dense_of(
-            setting, samples, folder / f"LeNet-5 on {config.data}, seed {seed}, {hashed_of(setting)}"
-        )
-        about["network"] = state_digest(dense)[:8]
-        _of_one_network(records, about)
-        references = [_reference(config, setting, samples, k, folder) for k in range(config.references)]
-        for method, kept in left:
-            began = time.perf_counter()
-            try:
-                made = _made(config, setting, samples, dense, rounds, method, kept)
-            except ValueError as refused:
-                records.add(method=method, kept=kept, **about, refused=str(refused))
-                say(f"{method}, {kept:.1%}: {refused}")
-                continue
-            made.seconds = time.perf_counter() - began
-            sizes = [(int((w != 0).sum()), w.numel()) for w in prunable(made.model).values()]
-            row = fidelity(made, dense, samples, setting)
-            if made.tuned:
-                tune(made.model, setting, samples)
-            row |= {"tuned": training.accuracy(made.model, *samples.validation), "seconds": made.seconds}
-            row |= {"test": training.accuracy(made.model, *samples.test), "privacy": made.privacy, **made.about}
-            row |= leakage(made.model, dense, references, samples, setting, config.budget, config.layers)
-            row |= {"left": sum(n for n, _ in sizes) / sum(n for _, n in sizes), "all": time.perf_counter() - began}
-            records.add(method=method, kept=kept, **about, **row)
-            say(f"{method}, {kept:.1%}: {row['accuracy']:.2%}, then {row['tuned']:.2%}, in {row['all']:.0f} s")
+        with exact():
+            place = folder / f"{setting.victim.title} on {config.data}, seed {seed}, {hashed_of(setting)}"
+            dense, rounds = dense_of(setting, samples, place, device, records.clock.check, config.rounds)
+            about["network"] = state_digest(dense)[:8]
+            _of_one_network(records, about)
+            references = [
+                _reference(config, setting, samples, k, folder, device, parts) for k in range(config.references)
+            ]
+            for method, kept in left:
+                units = Units(parts, f"{method} {kept} of {about['network']}, {seed}, {recipe}", folder)
+                try:
+                    row = _row(config, setting, samples, dense, rounds, references, method, kept, units)
+                except ValueError as refused:
+                    say(f"{method}, {kept:.1%}: {refused}")
+                    row = {"refused": str(refused)}
+                else:
+                    say(f"{method}, {kept:.1%}: {row['accuracy']:.2%}, then {row['tuned']:.2%}, in {row['all']:.0f} s")
+                try:
+                    records.add(method=method, kept=kept, **about, **row)
+                finally:
+                    units.forget()
+
+
+def _recipe(config: Config) -> str:
+    """What makes a row, in short."""
+    made = {k: v for k, v in asdict(config).items() if k not in ("rounds", "methods", "seeds", "device")}
+    if config.setting.victim == Victim():
+        # records that were made before there was another network stay valid
+        del made["setting"]["victim"]
+    return hashed(made)
+
+
+def _row(
+    config: Config,
+    setting: Setting,
+    samples: data.DataSet,
+    dense: nn.Sequential,
+    rounds: dict[float, nn.Sequential],
+    references: list[nn.Sequential],
+    method: str,
+    kept: float,
+    units: Units,
+) -> dict[str, Any]:
+    """One network: it is made, tuned and attacked, each of which is done once."""
+    model = copy.deepcopy(dense)
+    began = time.perf_counter()
+
+    def prune(model: nn.Module, _: Checkpoint) -> dict[str, Any]:
+        began = time.perf_counter()
+        made = _made(config, setting, samples, dense, rounds, method, kept, units)
+        made.seconds = made.seconds or time.perf_counter() - began
+        model.load_state_dict(made.model.state_dict())
+        sizes = [(int((w != 0).sum()), w.numel()) for w in prunable(model).values()]
+        return {
+            **fidelity(made, dense, samples, setting),
+            **{"seconds": made.seconds, "privacy": made.privacy, **made.about},
+            **{"left": sum(n for n, _ in sizes) / sum(n for _, n in sizes), "trained": not made.tuned},
+        }
+
+    row = units.network("pruned", model, prune)
+    if not row.pop("trained"):
+        units.network("tuned", model, lambda model, state: tune(model, setting, samples, state))
+    model.eval()
+    row |= {"tuned": training.accuracy(model, *samples.validation), "test": training.accuracy(model, *samples.test)}
+    row |= leakage(model, dense, references, samples, setting, config.budget, config.layers, units)
+    return row | {"all": row["seconds"] + time.perf_counter() - began}
 
 
 def _of_one_network(records: Records, about: dict[str, Any]) -> None:
@@ -181,33 +253,38 @@ def _made(
     rounds: dict[float, nn.Sequential],
     method: str,
     kept: float,
+    units: Units,
 ) -> Made:
+    device = next(dense.parameters()).device
     if method == "dense":
         return Made(dense, certified=0.0, tuned=False)
     if method == ROUNDS:
         return Made(rounds[kept], tuned=False)
     if method.startswith(MASKED):
-        masks = {name: (w.detach() != 0).numpy() for name, w in prunable(rounds[kept]).items()}
-        return private(setting, samples, config.masked, masks)
+        masks = {name: (w.detach() != 0).cpu().numpy() for name, w in prunable(rounds[kept]).items()}
+        return private(setting, samples, config.masked, masks, device, units)
     if method.startswith("DP-SGD"):
-        return private(setting, samples, float(method.rpartition(" ")[2]))
-    return make(method, dense, kept, setting, samples)
+        return private(setting, samples, float(method.rpartition(" ")[2]), None, device, units)
+    return make(method, dense, kept, setting, samples, units)
 
 
-def _reference(config: Config, setting: Setting, samples: data.DataSet, number: int, folder: Path) -> nn.Sequential:
+def _reference(
+    config: Config,
+    setting: Setting,
+    samples: data.DataSet,
+    number: int,
+    folder: Path,
+    device: torch.device,
+    parts: Records,
+) -> nn.Sequential:
     """A network that has seen none of the members."""
-    from safetensors.torch import load_file, save
-
-    torch.manual_seed(1000 + number)
-    model = models.lenet5()
-    path = folder / f"reference {number} of {config.references}, seed {setting.recipe.seed}, {hashed_of(setting)}"
-    if path.exists():
-        model.load_state_dict(load_file(path))
-        return model.eval()
+    model, recipe, victim = setting.victim.build(1000 + number, device), setting.recipe, setting.victim
     x, y = (part[setting.members :][number :: config.references] for part in samples.train)
-    recipe = setting.recipe
-    training.sgd(model, training.Batches(x, y, recipe.size, number), recipe.epochs, recipe.rate, recipe.momentum)
-    folder.mkdir(parents=True, exist_ok=True)
-    with write_atomically(path) as file:
-        file.write(save(model.state_dict()))
-    return model
+
+    def train(model: nn.Module, state: Checkpoint) -> None:
+        batches = training.Batches(x, y, recipe.size, number, victim.augment)
+        training.sgd(model, batches, recipe.epochs, recipe.rate, recipe.momentum, checkpoint=state)
+
+    name = f"reference {number} of {config.references}, seed {recipe.seed}, {victim.title}, {hashed_of(setting)}"
+    Units(parts, name, folder).network("trained", model, train)
+    return model.eval()
