@@ -1,4 +1,4 @@
-"""The search for images behind a layer, as the studies of inversion and of leakage do it, in parts that are done once."""
+"""The search for images behind a layer, for the studies of inversion and of leakage, in parts that are done once."""
 
 from __future__ import annotations
 

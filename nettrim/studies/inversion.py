@@ -1,7 +1,7 @@
 """What can be seen of an image behind a layer of a network that is pruned in rounds (paper 000, section 5).
 
-LeNet-5 or ResNet-18 is pruned to ``k = .8^n`` of its weights. At the output of each of five layers, for LeNet-5 before its
-ReLU, attackers look for test images:
+LeNet-5 or ResNet-18 is pruned to ``k = .8^n`` of its weights. At the output of each of five layers, for LeNet-5 before
+its ReLU, attackers look for test images:
 
 - "grey": the paper's objective, from noise around grey;
 - "public": the same, from the mean of those public images whose representations are nearest;

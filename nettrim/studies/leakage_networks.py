@@ -1,7 +1,7 @@
 """The networks of the leakage study: one trained network, made sparse in every way that the project knows.
 
-All are of one architecture, trained on the same samples. `members` are the samples that the trained network, and all that is made
-of it, have seen; the reference networks of the membership attack have seen others.
+All are of one architecture, trained on the same samples. `members` are the samples that the trained network, and all
+that is made of it, have seen; the reference networks of the membership attack have seen others.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class Setting:
     delta : float
     victim : Victim
         Without batch norms, which mix samples.
+    private_rate : float
+        Of learning by DP-SGD.
     """
 
     recipe: Recipe
@@ -74,6 +76,7 @@ class Setting:
     targets: tuple[float, ...] = (8.0, 1.0)
     delta: float = 1e-5
     victim: Victim = field(default_factory=Victim)
+    private_rate: float = 1.0
 
 
 @dataclass
@@ -288,7 +291,9 @@ def private(
 
     def train(model: nn.Module, state: Checkpoint | None) -> None:
         mechanism, seed = Mechanism(1.0, sigma), setting.recipe.seed
-        dp_sgd(model, batches, setting.private_epochs, 1.0, mechanism, masks, seed, checkpoint=state)
+        dp_sgd(
+            *(model, batches, setting.private_epochs, setting.private_rate, mechanism, masks, seed), checkpoint=state
+        )
 
     if units is None:
         train(model, None)
