@@ -160,6 +160,7 @@ def run(config: Config, records: Records, folder: Path, say: Callable[[str], Any
             continue
         samples = data.load(config.data, seed)
         model = config.victim.build(seed, device)
+        network = config.victim.network
         place = folder / f"{config.victim.title} on {config.data}, seed {seed}, {trained}"
         with exact():
             rounds = iterative(
@@ -170,7 +171,7 @@ def run(config: Config, records: Records, folder: Path, say: Callable[[str], Any
                 if records.find(**about) is None:
                     right = training.accuracy(model, *samples.test)
                     say(f"seed {seed}, {made.kept / made.weights:.1%} of the weights: {right:.2%} right")
-                    records.add(**about, kept=made.kept, weights=made.weights, accuracy=right)
+                    records.add(**about, network=network, kept=made.kept, weights=made.weights, accuracy=right)
                 for layer, attacker in [cell[1:] for cell in cells if cell[0] == made.number]:
                     about = _key("inversion", seed, made.number, layer, attacker, attacked)
                     if records.find(**about) is None:
@@ -180,7 +181,8 @@ def run(config: Config, records: Records, folder: Path, say: Callable[[str], Any
                         with write_atomically(shown) as file:
                             np.save(file, found.pop("shown").astype(np.float16), allow_pickle=False)
                         say(f"  {layer}, {attacker}: {np.mean(found['psnr']):.1f} dB in {found['seconds']:.0f} s")
-                        records.add(**about, **found, images=os.path.relpath(shown, records.path.parent))
+                        found |= {"network": network, "images": os.path.relpath(shown, records.path.parent)}
+                        records.add(**about, **found)
 
 
 def plot(records: Records, folder: Path) -> list[Path]:
