@@ -28,7 +28,7 @@ def test_one_row_for_every_network(folder, capsys):
     methods = {row["method"] for row in records.rows}
     assert {"dense", "DP-SGD, epsilon 50", "magnitude, in rounds", "mask + DP-SGD, epsilon 50"} < methods
     tables = leakage.tables(records)
-    assert len(tables) == 3 and all(len(rows) == len(records.rows) for rows in tables.values())
+    assert len(tables) == 4 and all(len(rows) == len(records.rows) for rows in tables.values())
     dense = next(row for row in records.rows if row["method"] == "dense")
     assert dense["error"] == 0 and dense["labels_kept"] == 1 and abs(dense["instability"]) < 1e-6
     for row in records.rows:

@@ -125,7 +125,8 @@ def rows_of(folder, study: str, preset: str) -> list[dict]:
     return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
-@pytest.mark.parametrize("study, least", [("inversion", 30), pytest.param("leakage", 60, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("study, least", [("inversion", 30), ("leakage", 60)])
 def test_resnet18_in_pieces(tmp_path, capsys, study, least):
     whole = ["study", study, "--preset", "smoke-cifar10", "-o", str(tmp_path / "whole"), "--device", "auto"]
     assert cli.main(whole) == 0
