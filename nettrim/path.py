@@ -196,7 +196,8 @@ def to_count(solver: Solver, nnz: int, rounds: int = 1, least: float = _LEAST) -
     if not 1 <= nnz <= problem.N * problem.M:
         raise ValueError(f"nnz must be between 1 and the {problem.N * problem.M} weights; got {nnz}")
     began = time.perf_counter()
-    search = _Search(nnz, min(max(least, _LEAST), _MOST / 2))
+    # with bounds of its own, as in a cascade, all of them are tight where the error is least, and the solve is hard there
+    search = _Search(nnz, min(max(least, _LEAST), _MOST / 2), shy=problem.V.size > 1)
     first = problem.epsilon / problem.y_norm if problem.y_norm > 0 else 0.0
     epsilon = first if search.least <= first < _MOST else max(FIRST, search.least)
     best: Reweighted | None = None
@@ -261,10 +262,13 @@ def to_count(solver: Solver, nnz: int, rounds: int = 1, least: float = _LEAST) -
 
 
 class _Search:
-    """Secants on log count over log epsilon, between the nearest epsilons that kept too many and too few."""
+    """Secants on log count over log epsilon, between the nearest epsilons that kept too many and too few.
 
-    def __init__(self, target: int, least: float):
-        self.least = least
+    An end is tried before it is approached, since the search may go no further; the least one not where it is `shy`.
+    """
+
+    def __init__(self, target: int, least: float, shy: bool = False):
+        self.least, self.shy = least, shy
         # a little less than asked for: at most so many is the promise
         self.target = math.log(target * (1 - _TOL / 2))
         self.known: list[tuple[float, float]] = []
@@ -297,11 +301,10 @@ class _Search:
         self.known.append((x, y))
         step = (self.target - y) / slope
         new = x + min(max(step, -math.log(_STEP)), math.log(_STEP))
-        # an end is tried before it is approached, since the search may go no further, and nothing is beyond it
         least, most = math.log(self.least), math.log(_MOST)
         if x - least < 1e-9:
             self.low = max(self.low, least)
-        elif new <= least and self.low < least:
+        elif new <= least and self.low < least and not self.shy:
             new = least
         if most - x < 1e-9:
             self.high = min(self.high, most)
