@@ -196,7 +196,7 @@ def to_count(solver: Solver, nnz: int, rounds: int = 1, least: float = _LEAST) -
     if not 1 <= nnz <= problem.N * problem.M:
         raise ValueError(f"nnz must be between 1 and the {problem.N * problem.M} weights; got {nnz}")
     began = time.perf_counter()
-    # with bounds of its own, as in a cascade, all of them are tight where the error is least, and the solve is hard there
+    # with bounds of its own, as in a cascade, all of them are tight where the error is least, and solves are hard there
     search = _Search(nnz, min(max(least, _LEAST), _MOST / 2), shy=problem.V.size > 1)
     first = problem.epsilon / problem.y_norm if problem.y_norm > 0 else 0.0
     epsilon = first if search.least <= first < _MOST else max(FIRST, search.least)

@@ -184,7 +184,7 @@ def _net_trim(scheme: str, rounds: int) -> Callable[..., Made]:
         densities, seconds = _densities(model, loader, kept, units)
         paused: dict[str, Any] = {}
         if units is not None:
-            paused = {"directory": units.place("layers"), "progress": lambda report: units.kept.clock.check()}
+            paused = {"directory": units.place("layers"), "progress": _after_new_layers(units)}
         pruned = ntt.prune(model, loader, density=densities, scheme=scheme, rounds=rounds, feas_tol=1e-3, **paused)
         # each layer's own error on its own inputs; what several of them add up to is not proven for this network
         layers = max(report.error for report in pruned.reports)
@@ -192,6 +192,21 @@ def _net_trim(scheme: str, rounds: int) -> Callable[..., Made]:
         return Made(cast(nn.Sequential, pruned.model), seconds, about={"layer_error": layers})
 
     return run
+
+
+def _after_new_layers(units: Units) -> Callable[[Any], None]:
+    """Asks the clock after a layer that was not on disk before; one that fell short is never stored, and solved again."""
+    place = units.place("layers")
+    stored = len(list(place.glob("layer_*.npz")))
+
+    def progress(_: Any) -> None:
+        nonlocal stored
+        now = len(list(place.glob("layer_*.npz")))
+        if now > stored:
+            stored = now
+            units.kept.clock.check()
+
+    return progress
 
 
 def _densities(
