@@ -195,7 +195,7 @@ def _net_trim(scheme: str, rounds: int) -> Callable[..., Made]:
 
 
 def _after_new_layers(units: Units) -> Callable[[Any], None]:
-    """Asks the clock after a layer that was not on disk before; one that fell short is never stored, and solved again."""
+    """Asks the clock after each layer that is new on disk; one that fell short is not stored, and is solved again."""
     place = units.place("layers")
     stored = len(list(place.glob("layer_*.npz")))
 
