@@ -39,7 +39,7 @@ class Checkpoint:
         Of the file; its folder is created with it.
     about : dict
         What makes the training, as JSON; a file of another one is refused.
-    written : callable
+    written : callable, optional
         Called after each state that was written. What it raises stops the training, which goes on from there.
     seconds : float
         After so long within an epoch, the state is written before its end.
@@ -47,7 +47,7 @@ class Checkpoint:
 
     path: Path
     about: Mapping[str, Any] = field(default_factory=dict)
-    written: Callable[[], Any] = lambda: None
+    written: Callable[[], Any] | None = None
     seconds: float = 60.0
 
     def __post_init__(self) -> None:
@@ -62,7 +62,8 @@ class Checkpoint:
         """Write a state, and how far it is."""
         write(self.path, {**self.about, **where}, parts)
         self._last = time.monotonic()
-        self.written()
+        if self.written is not None:
+            self.written()
 
     def load(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]] | None:
         """Parts of the last state and how far it is; None if there is none.

@@ -106,7 +106,7 @@ PRESETS = {
         Budget(64, 16, 4000, 1000, 4, (1e-2, 1e-3, 1e-4, 1e-5, 1e-6), 5000, 1000, 30, 5000),
         layers=tuple(Victim("resnet18").layers),
         references=2,
-        data="cifar10",
+        data="raised cifar10",
         device="auto",
     ),
     "smoke-cifar10": Config(
@@ -120,7 +120,7 @@ PRESETS = {
         layers=("conv2-1", "conv4-1"),
         masked=50.0,
         references=1,
-        data="synthetic_colours",
+        data="raised synthetic_colours",
     ),
 }
 
@@ -236,12 +236,18 @@ def _of_one_network(records: Records, about: dict[str, Any]) -> None:
 
 
 def load(name: str, seed: int) -> data.DataSet:
-    """A data set, or one without what is negative; the training samples in a random order."""
-    whole = data.load(name.removeprefix("rectified "), seed)
+    """A data set, its training samples in a random order; coresets need inputs without a sign.
+
+    Of a "rectified" one, what is negative is zero; a "raised" one begins at the least value of each channel.
+    """
+    whole = data.load(name.removeprefix("rectified ").removeprefix("raised "), seed)
     order = np.random.default_rng(seed).permutation(len(whole.train[0]))
     parts = [(whole.train[0][order], whole.train[1][order]), whole.validation, whole.test]
     if name.startswith("rectified "):
         parts = [(np.maximum(x, 0), y) for x, y in parts]
+    if name.startswith("raised "):
+        low = parts[0][0].min(axis=(0, 2, 3), keepdims=True)
+        parts = [(np.maximum(x - low, 0), y) for x, y in parts]
     return data.DataSet(name, *parts)
 
 
