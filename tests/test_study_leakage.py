@@ -80,6 +80,14 @@ def test_methods_keep_what_they_are_asked_for(network, method, kept):
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("method", ["coreset, random weights", "coreset, deterministic weights"])
+def test_coresets_that_are_asked_for_too_much_keep_what_has_an_importance(network, method):
+    setting, samples, model = network
+    made = make(method, model, 0.99, setting, samples)
+    left = sum(int((w != 0).sum()) for w in prunable(made.model).values())
+    assert 0.5 < left / sum(w.numel() for w in prunable(made.model).values()) < 0.99
+
+
 def test_neurons_alone_cannot_keep_so_few(network):
     setting, samples, model = network
     with pytest.raises(ValueError, match="at least .* of the weights are kept"):

@@ -236,10 +236,12 @@ def _coreset(prune: Callable[..., Any]) -> Callable[..., Made]:
         for module, X in _inputs(model, x[: setting.calibration]):
             W = module.weight.detach().numpy().reshape(len(module.weight), -1).T
             # a sampled coreset has a weight of every half at least, and of no weight without importance
-            s = importances(W, X[:, : samples_needed(W.size, 0.5)])
+            # which weights have any depends on the samples, so that the coreset is of these and no others
+            X = X[:, : samples_needed(int(np.count_nonzero(W)), 0.5)]
+            s = importances(W, X)
             fewest, most = np.count_nonzero(totals(W, s)), np.count_nonzero(s)
             count = int(np.clip(round(kept * W.size), fewest, most))
-            core = prune(W, X, nnz=count, seed=setting.recipe.seed)
+            core = prune(W, X, nnz=count, samples=X.shape[1], seed=setting.recipe.seed)
             largest = max(largest, float(core.epsilon.max()))
             with torch.no_grad():
                 module.weight.copy_(torch.from_numpy(core.W.T.reshape(module.weight.shape).copy()))
