@@ -111,11 +111,11 @@ PRESETS = {
     ),
     "smoke-cifar10": Config(
         Setting(
-            *(Recipe(rounds=8, epochs=1, retrain=1, size=50), 300, 40, 1, 1, 60, (50.0,)),
+            *(Recipe(rounds=2, epochs=1, retrain=1, size=50), 300, 40, 1, 1, 60, (50.0,)),
             victim=Victim("resnet18", 2, "group"),
         ),
         Budget(2, 2, 20, 4, 1, (1e-4,), 40, 8, 3, 20),
-        rounds=(8,),
+        rounds=(2,),
         methods=("magnitude", "Net-Trim, parallel", "coreset, deterministic weights", "coreset, neurons"),
         layers=("conv2-1", "conv4-1"),
         masked=50.0,
