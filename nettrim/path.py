@@ -199,7 +199,8 @@ def to_count(solver: Solver, nnz: int, rounds: int = 1, least: float = _LEAST) -
     if not 1 <= nnz <= problem.N * problem.M:
         raise ValueError(f"nnz must be between 1 and the {problem.N * problem.M} weights; got {nnz}")
     began = time.perf_counter()
-    search = _Search(nnz, min(max(least, _LEAST), _MOST / 2))
+    # with bounds of its own, as in a cascade, all of them are tight where the error is least, and solves are hard there
+    search = _Search(nnz, min(max(least, _LEAST), _MOST / 2), shy=problem.V.size > 1)
     first = problem.epsilon / problem.y_norm if problem.y_norm > 0 else 0.0
     epsilon = first if search.least <= first < _MOST else max(FIRST, search.least)
     best: Reweighted | None = None
@@ -264,10 +265,13 @@ def to_count(solver: Solver, nnz: int, rounds: int = 1, least: float = _LEAST) -
 
 
 class _Search:
-    """Secants on log count over log epsilon, between the nearest epsilons that kept too many and too few."""
+    """Secants on log count over log epsilon, between the nearest epsilons that kept too many and too few.
 
-    def __init__(self, target: int, least: float):
-        self.least = least
+    An end is tried before it is approached, since the search may go no further; the least one not where it is `shy`.
+    """
+
+    def __init__(self, target: int, least: float, shy: bool = False):
+        self.least, self.shy = least, shy
         # a little less than asked for: at most so many is the promise
         self.target = math.log(target * (1 - _TOL / 2))
         self.known: list[tuple[float, float]] = []
@@ -275,8 +279,8 @@ class _Search:
 
     def forget(self) -> None:
         """Counts of rough solves no longer bracket; their slope is kept."""
-        # a little below the least, which may be tried itself
-        self.low, self.high = math.log(self.least) - 1e-3, math.log(_MOST)
+        # a little beyond the ends, which may be tried themselves
+        self.low, self.high = math.log(self.least) - 1e-3, math.log(_MOST) + 1e-3
 
     def larger(self, epsilon: float) -> float | None:
         """After an error that is out of reach: half way to the smallest that is not."""
@@ -300,6 +304,15 @@ class _Search:
         self.known.append((x, y))
         step = (self.target - y) / slope
         new = x + min(max(step, -math.log(_STEP)), math.log(_STEP))
+        least, most = math.log(self.least), math.log(_MOST)
+        if x - least < 1e-9:
+            self.low = max(self.low, least)
+        elif new <= least and self.low < least and not self.shy:
+            new = least
+        if most - x < 1e-9:
+            self.high = min(self.high, most)
+        elif new >= most and self.high > most:
+            new = most
         if not self.low < new < self.high:
             new = (self.low + self.high) / 2
         if self.high - self.low < 1e-4 or abs(new - x) < 1e-6:

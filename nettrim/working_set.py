@@ -328,7 +328,8 @@ class WorkingSet:
         # a path through dependent sets loses digits; one that starts at its end is short, and finds them again
         for shift in () if n.exact or n.zero else SHIFTS:
             before = n.w.copy(), n.eta.copy()
-            most = 10 * (n.w.size + n.eta.size) + 100
+            # no more bounds are active at once than there are inputs: a path that turns more often goes in circles
+            most = 10 * (n.w.size + min(n.eta.size, n.w.size)) + 100
             work = np.array([0.0, self.budget - self.spent])
             # the unit stays, so that the inverse does
             n.size = n.size or systems.rms_norm(n.G, n.A)

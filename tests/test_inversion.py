@@ -261,3 +261,36 @@ def test_grids_are_figures(tmp_path):
     for rows, message in (([[gray]], "1 lists of 2 images"), ([[gray, np.zeros((2, 8, 8))]], r"\(1, H, W\)")):
         with pytest.raises(ValueError, match=message):
             grid(rows, ["a"], ["1", "2"], (0.0, 1.0))
+
+
+@pytest.mark.parametrize("aware", [False, True])
+def test_a_search_that_is_stopped_goes_on_bit_for_bit(tmp_path, aware):
+    from nettrim.privacy.checkpoints import Checkpoint
+
+    class Stopped(Exception):
+        pass
+
+    def stop() -> None:
+        raise Stopped
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU())
+    images = torch.rand(2, 1, 8, 8)
+    target = represent(model, "0", images).detach()
+    attack = Attack(1e-4, 12, restarts=2, aware=aware)
+    whole = invert(model, "0", target, (1, 8, 8), attack)
+    path, pieces = tmp_path / "search", 0
+    while True:
+        pieces += 1
+        torch.rand(pieces)
+        try:
+            made = invert(model, "0", target, (1, 8, 8), attack, None, Checkpoint(path, {}, stop, 0.0))
+            break
+        except Stopped:
+            assert pieces < 20
+    assert pieces == 13 and torch.equal(made.images, whole.images) and torch.equal(made.objective, whole.objective)
+    # the state of another search is no start for this one
+    with pytest.raises(ValueError, match="another configuration, in attack"):
+        invert(model, "0", target, (1, 8, 8), Attack(1e-3, 12, restarts=2, aware=aware), None, Checkpoint(path))
+    with pytest.raises(ValueError, match="weights must be one with a checkpoint"):
+        choose_weight(model, "0", images, attack, (1e-3, 1e-4), None, Checkpoint(path))

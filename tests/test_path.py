@@ -108,3 +108,32 @@ def test_wrong_paths_name_the_argument():
     ):
         with pytest.raises((TypeError, ValueError), match=error):
             nt.path(X, Y, **options)
+
+
+def solves_of(sol: nt.Solution) -> int:
+    return int(sol.message.split("after ")[1].split()[0])
+
+
+def test_more_weights_than_any_error_keeps_are_not_searched_for():
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((40, 600))
+    W = np.where(rng.random((40, 20)) < 0.3, rng.standard_normal((40, 20)), 0)
+    sol = nt.solve(X, np.maximum(W.T @ X, 0), density=0.9)
+    # the smallest error of the search keeps about what the layer has
+    assert sol.status == nt.Status.SOLVED and np.count_nonzero(W) <= sol.certificate.nnz < 400
+    assert sol.certificate.discrepancy < 2e-4 and solves_of(sol) <= 7
+
+
+def test_fewer_weights_than_bounds_allow_are_not_searched_for():
+    rng = np.random.default_rng(0)
+    X = np.vstack([rng.standard_normal((30, 400)), np.ones((1, 400))])
+    own = rng.standard_normal((31, 8))
+    Z = own.T @ X
+    Y = np.maximum((own + 0.05 * rng.standard_normal(own.shape)).T @ X, 0)
+    # as in a cascade: where nothing shall come out, at most what the layer's own weights give, which is below zero
+    problem = nt.Problem(X, Y, epsilon=1.0, V=np.where(Y > 0, 0, Z))
+    fewest = nt.Solver(problem).solve()
+    assert fewest.status == nt.Status.SOLVED and fewest.certificate.nnz > 60
+    found = to_count(nt.Solver(problem.replace(epsilon=0.1)), 8)
+    assert found.status == nt.Status.SOLVED_INACCURATE and "no solve kept as few as 8" in found.message
+    assert found.certificate.nnz <= fewest.certificate.nnz + 2 and solves_of(found) <= 7

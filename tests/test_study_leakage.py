@@ -28,7 +28,7 @@ def test_one_row_for_every_network(folder, capsys):
     methods = {row["method"] for row in records.rows}
     assert {"dense", "DP-SGD, epsilon 50", "magnitude, in rounds", "mask + DP-SGD, epsilon 50"} < methods
     tables = leakage.tables(records)
-    assert len(tables) == 3 and all(len(rows) == len(records.rows) for rows in tables.values())
+    assert len(tables) == 4 and all(len(rows) == len(records.rows) for rows in tables.values())
     dense = next(row for row in records.rows if row["method"] == "dense")
     assert dense["error"] == 0 and dense["labels_kept"] == 1 and abs(dense["instability"]) < 1e-6
     for row in records.rows:
@@ -78,6 +78,14 @@ def test_methods_keep_what_they_are_asked_for(network, method, kept):
     # sampled counts are what is expected; neurons come whole
     assert left / total == pytest.approx(kept, rel=0.15)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("method", ["coreset, random weights", "coreset, deterministic weights"])
+def test_coresets_that_are_asked_for_too_much_keep_what_has_an_importance(network, method):
+    setting, samples, model = network
+    made = make(method, model, 0.99, setting, samples)
+    left = sum(int((w != 0).sum()) for w in prunable(made.model).values())
+    assert 0.5 < left / sum(w.numel() for w in prunable(made.model).values()) < 0.99
 
 
 def test_neurons_alone_cannot_keep_so_few(network):

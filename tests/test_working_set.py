@@ -725,3 +725,27 @@ def test_a_start_for_another_radius():
         assert warm.certificate.objective == pytest.approx(cold.certificate.objective, rel=2e-3)
         kinks = [solution.history[-1]["kinks"] for solution in (warm, cold)]
         assert kinks[0] <= 2 * kinks[1]
+
+
+def test_a_path_turns_no_more_often_than_its_inputs_allow(monkeypatch):
+    # as in a cascade: thousands of bounds, all of them tight at the layer's own weights
+    rng = np.random.default_rng(0)
+    N, P = 20, 4000
+    X = np.vstack([np.maximum(rng.standard_normal((N - 1, P)), 0), np.ones((1, P))])
+    own = rng.standard_normal((N, 3))
+    fed = np.vstack([np.maximum(X[:-1] + 0.02 * rng.standard_normal((N - 1, P)), 0), np.ones((1, P))])
+    Y, Z = np.maximum(own.T @ X, 0), own.T @ fed
+    distance = float(np.linalg.norm((Z - Y)[Y > 0]))
+    problem = nt.Problem(fed, Y, epsilon_abs=1.05 * distance, V=np.where(Y > 0, 0, Z))
+    follow, seen = path.follow, []
+
+    def watched(*arguments):
+        inputs, bounds, most = arguments[0].shape[0], arguments[3].shape[1], arguments[-1]
+        seen.append((inputs, bounds, most))
+        return follow(*arguments)
+
+    monkeypatch.setattr(path, "follow", watched)
+    sol = nt.Solver(problem, method="working_set").solve()
+    assert sol.status == nt.Status.SOLVED and seen
+    assert max(bounds for _, bounds, _ in seen) > 2 * N
+    assert all(most <= 20 * inputs + 100 for inputs, _, most in seen)

@@ -12,6 +12,7 @@ Tables and figures are made from the records alone. Its module is imported when 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 import sys
@@ -25,6 +26,7 @@ from nettrim import show
 from nettrim.cli.common import CERTIFIED, NOT_CONVERGED, Json, app, complain
 from nettrim.files import Refused
 from nettrim.report import to_json
+from nettrim.studies.pieces import Clock, Paused
 from nettrim.units import align
 
 __all__ = ["STUDIES", "lines_of"]
@@ -66,6 +68,13 @@ def _study(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the records; a stopped study goes on.")
     ] = Path("study"),
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Stop in time, with all that was done on disk (exit 2); the same command goes on."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where networks are: cpu, cuda, auto.", show_default="the preset's")
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Run a study, or what is left of it, and print its tables.
@@ -75,12 +84,14 @@ def _study(
     study = _module(name)
     if preset not in study.PRESETS:
         raise Refused(f"--preset must be one of {', '.join(study.PRESETS)}; got {preset!r}")
-    records = None
+    config, records = _on(study.PRESETS[preset], device, name), None
     try:
-        records = _records(output / f"{name}.{preset}.jsonl", study)
-        study.run(
-            study.PRESETS[preset], records, output / "weights", lambda line: print(line, file=sys.stderr, flush=True)
-        )
+        records = _records(output / f"{name}.{preset}.jsonl", study, minutes)
+        study.run(config, records, output / "weights", lambda line: print(line, file=sys.stderr, flush=True))
+    except Paused:
+        count, path = (0, output) if records is None else (len(records.rows), records.path)
+        complain(f"not finished: the time is up; {count} records are in {path}, the same command goes on")
+        return NOT_CONVERGED
     except KeyboardInterrupt:
         count, path = (0, output) if records is None else (len(records.rows), records.path)
         complain(f"interrupted; {count} records are in {path}, the same command goes on")
@@ -145,10 +156,19 @@ def _module(name: str) -> Any:
         raise Refused(f"studies need more packages: pip install 'nettrim[torch,studies]' ({error})") from error
 
 
-def _records(path: Path, study: Any) -> Any:
+def _on(config: Any, device: str | None, name: str) -> Any:
+    """A configuration with another device."""
+    if device is None:
+        return config
+    if not hasattr(config, "device"):
+        raise Refused(f"--device: the study {name} runs on the CPU")
+    return dataclasses.replace(config, device=device)
+
+
+def _records(path: Path, study: Any, minutes: float | None = None) -> Any:
     from nettrim.studies.records import Records
 
-    return Records(path, study.KEY)
+    return Records(path, study.KEY, Clock(minutes))
 
 
 def _found(place: Path) -> list[tuple[Path, Any, Any]]:

@@ -15,13 +15,16 @@ private.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
+
+from nettrim.privacy.checkpoints import Checkpoint, digest, generators, put_back, state_digest
+from nettrim.privacy.sampling import PoissonBatches, seeded
 
 __all__ = [
     "Mechanism",
@@ -87,57 +90,6 @@ class Mechanism:
     def deviation(self) -> float:
         """Standard deviation of the noise in the sum of gradients, sigma C or 0."""
         return self.sigma * self.C if self.noisy else 0.0
-
-
-@dataclass
-class PoissonBatches:
-    """Batches in which every sample is, each time, with the same probability, independently of the others.
-
-    Attributes
-    ----------
-    inputs, labels : array, samples first
-    expected : int
-        Mean size of a batch; a batch may be empty.
-    seed : int
-
-    Raises
-    ------
-    ValueError
-        `expected` is not between 1 and the number of samples.
-    """
-
-    inputs: np.ndarray
-    labels: np.ndarray
-    expected: int
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.expected <= len(self.inputs):
-            raise ValueError(f"expected must be between 1 and the {len(self.inputs)} samples; got {self.expected}")
-        self._x, self._y = torch.from_numpy(self.inputs), torch.from_numpy(self.labels)
-        self._random = seeded(self.seed, "samples")
-
-    @property
-    def rate(self) -> float:
-        """The probability that a sample is in a batch."""
-        return self.expected / len(self._x)
-
-    def __len__(self) -> int:
-        """Batches of an epoch, the nearest whole number to samples over expected size."""
-        return round(len(self._x) / self.expected)
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for _ in range(len(self)):
-            # in float64: the probability is then exact to far more digits than epsilon has
-            drawn = torch.rand(len(self._x), generator=self._random, dtype=torch.float64) < self.rate
-            yield self._x[drawn], self._y[drawn]
-
-
-def seeded(seed: int, stream: str) -> torch.Generator:
-    """A generator for one use of a seed: streams of other names, or other seeds, are independent of it."""
-    state = np.random.SeedSequence([seed, *stream.encode()]).generate_state(1, np.uint64)[0]
-    # torch takes signed numbers
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def refuse_batch_norm(model: nn.Module) -> None:
@@ -306,6 +258,7 @@ def dp_sgd(
     micro: int = MICRO,
     loss: Loss = nn.functional.cross_entropy,
     progress: Callable[[int], object] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> int:
     """Train without momentum, each step by `gradient_sum` and `noisy_mean`.
 
@@ -329,6 +282,9 @@ def dp_sgd(
         ``loss(outputs, targets)``, the mean over the examples.
     progress : callable, optional
         Called with each epoch that is done, from 1.
+    checkpoint : Checkpoint, optional
+        Keeps the state of this training, from which the same call goes on. The states of torch's global generators,
+        which dropout draws from, are kept with it and put back.
 
     Returns
     -------
@@ -338,7 +294,7 @@ def dp_sgd(
     Raises
     ------
     ValueError
-        As `gradient_sum`; `rate` is not positive.
+        As `gradient_sum`; `rate` is not positive; the checkpoint is of another training.
     FloatingPointError
         A weight is infinite or NaN at the end of an epoch.
     """
@@ -347,12 +303,14 @@ def dp_sgd(
     generator = seed if isinstance(seed, torch.Generator) else seeded(seed, "noise")
     kept, parameters, steps = _checked(model, masks), _trainable(model), 0
     device = next(model.parameters()).device
+    keeper = None if checkpoint is None else _Keeper(checkpoint, model, batches, generator, rate, mechanism, kept)
+    done, steps = (0, 0) if keeper is None else keeper.load()
     model.train()
     with torch.no_grad():
         for name, mask in kept.items():
             # not multiplied: a weight that is not finite would stay
             parameters[name].masked_fill_(~mask, 0)
-    for epoch in range(1, epochs + 1):
+    for epoch in range(done + 1, epochs + 1):
         for x, y in batches:
             total = gradient_sum(model, x.to(device), y.to(device), mechanism, kept, micro, loss)
             made = noisy_mean(total, mechanism, batches.expected, generator, kept)
@@ -360,12 +318,66 @@ def dp_sgd(
                 for name, p in parameters.items():
                     p.sub_(made[name], alpha=rate)
             steps += 1
+            if keeper is not None and keeper.checkpoint.due and batches.state()[0]:
+                keeper.save(epoch - 1, steps)
         if not all(torch.isfinite(p).all() for p in parameters.values()):
             raise FloatingPointError(f"weights are infinite or NaN in epoch {epoch}: try a smaller rate")
         if progress is not None:
             progress(epoch)
+        if keeper is not None:
+            keeper.save(epoch, steps)
     model.eval()
     return steps
+
+
+class _Keeper:
+    """What goes into a checkpoint of private training."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model: nn.Module,
+        batches: PoissonBatches,
+        generator: torch.Generator,
+        rate: float,
+        mechanism: Mechanism,
+        masks: Gradients,
+    ):
+        self.model, self.batches, self.generator = model, batches, generator
+        self.device = next(model.parameters()).device
+        about = {
+            "rate": rate,
+            "mechanism": asdict(mechanism),
+            "start": state_digest(model),
+            "masks": digest(*(mask.cpu().numpy() for mask in masks.values())),
+            "expected": batches.expected,
+            "data": digest(batches.inputs, batches.labels),
+            # of the streams as they are given
+            "random": digest(batches.state()[1]["now"].numpy(), generator.get_state().numpy()),
+        }
+        self.checkpoint = replace(checkpoint, about={**checkpoint.about, **about})
+
+    def load(self) -> tuple[int, int]:
+        """Epochs and steps that are done."""
+        found = self.checkpoint.load()
+        if found is None:
+            return 0, 0
+        parts, where = found
+        self.model.load_state_dict(parts["model"])
+        self.batches.go_on(where["batch"], parts["batches"])
+        self.generator.set_state(parts["noise"]["now"])
+        put_back(parts["random"], self.device)
+        return where["epoch"], where["steps"]
+
+    def save(self, epoch: int, steps: int) -> None:
+        batch, states = self.batches.state()
+        parts = {
+            "model": self.model.state_dict(),
+            "batches": states,
+            "noise": {"now": self.generator.get_state()},
+            "random": generators(self.device),
+        }
+        self.checkpoint.save(parts, epoch=epoch, batch=batch, steps=steps)
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:

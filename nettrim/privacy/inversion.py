@@ -27,11 +27,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import nn
 
+from nettrim.privacy.checkpoints import Checkpoint, digest, state_digest
 from nettrim.privacy.layers import evaluation, module_of, represent, whitening
 
 __all__ = ["Attack", "Inverted", "choose_weight", "invert", "neighbours", "total_variation"]
@@ -129,6 +130,7 @@ def invert(
     shape: Sequence[int],
     attack: Attack,
     around: torch.Tensor | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Inverted:
     """Look for images whose representation is the target, from several starts.
 
@@ -149,6 +151,8 @@ def invert(
     around : (C, H, W) or (B, C, H, W) tensor, optional
         Where the starts are, one image for all or one for each, as of `neighbours`. Default grey, the middle of the
         range.
+    checkpoint : Checkpoint, optional
+        Keeps the state of the search, from which the same call goes on.
 
     Returns
     -------
@@ -158,7 +162,8 @@ def invert(
     Raises
     ------
     ValueError
-        There is no such layer; its output for such images is not of the target's shape; `around` is of another shape.
+        There is no such layer; its output for such images is not of the target's shape; `around` is of another shape;
+        the checkpoint is of another search.
     TypeError
         An aware attack at a layer of another kind.
     FloatingPointError
@@ -179,13 +184,18 @@ def invert(
         distance = _Distance(model, layer, wanted, attack.aware, tuple(represent(model, layer, z[:1].detach()).shape))
         optimizer = torch.optim.Adam([z], attack.rate * width)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, attack.iterations)
-        for _ in range(attack.iterations):
+        keeper = (
+            None if checkpoint is None else _Keeper(checkpoint, model, layer, target, attack, z, optimizer, schedule)
+        )
+        for k in range(0 if keeper is None else keeper.load(), attack.iterations):
             value = distance(represent(model, layer, z)) + attack.weight * total_variation(z)
             (z.grad,) = torch.autograd.grad(value.sum(), z)
             optimizer.step()
             schedule.step()
             with torch.no_grad():
                 z.clamp_(attack.low, attack.high)
+            if keeper is not None and keeper.checkpoint.due:
+                keeper.save(k + 1)
         with torch.no_grad():
             made = represent(model, layer, z)
             objective = distance(made) + attack.weight * total_variation(z)
@@ -205,6 +215,7 @@ def choose_weight(
     attack: Attack,
     weights: Sequence[float],
     around: torch.Tensor | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[Attack, list[float]]:
     """The weight of the total variation with the smallest mean error of pixels (in decibels, the largest mean PSNR).
 
@@ -223,6 +234,8 @@ def choose_weight(
         To choose from; at least one.
     around : (C, H, W) or (B, C, H, W) tensor, optional
         As of `invert`.
+    checkpoint : Checkpoint, optional
+        As of `invert`; for one weight.
 
     Returns
     -------
@@ -234,15 +247,18 @@ def choose_weight(
     Raises
     ------
     ValueError, TypeError, FloatingPointError
-        As `invert`; no weights.
+        As `invert`; no weights; several with a checkpoint.
     """
     if not len(weights):
         raise ValueError("weights must have at least one number")
+    if checkpoint is not None and len(weights) > 1:
+        raise ValueError(f"weights must be one with a checkpoint, which is of one search; got {len(weights)}")
     with torch.no_grad(), evaluation(model):
         target = represent(model, layer, images)
     found = []
     for weight in weights:
-        made = invert(model, layer, target, images.shape[1:], replace(attack, weight=float(weight)), around)
+        tried = replace(attack, weight=float(weight))
+        made = invert(model, layer, target, images.shape[1:], tried, around, checkpoint)
         squares = (made.images - images).double().flatten(1).square().mean(1) / (attack.high - attack.low) ** 2
         found.append(float(-10 * squares.clamp_min(1e-10).log10().mean()))
     best = max(range(len(found)), key=found.__getitem__)
@@ -284,6 +300,50 @@ def neighbours(
         distance = _Distance(model, layer, target, aware, tuple(public.shape))
         found = torch.cdist(distance.of(target).flatten(1), distance.of(public).flatten(1))
         return torch.stack([images[rows].mean(0) for rows in found.topk(count, largest=False).indices])
+
+
+class _Keeper:
+    """What goes into a checkpoint of a search."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model: nn.Module,
+        layer: str,
+        target: torch.Tensor,
+        attack: Attack,
+        z: torch.Tensor,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+    ):
+        self.z, self.optimizer, self.schedule = z, optimizer, schedule
+        about = {
+            "layer": layer,
+            "attack": asdict(attack),
+            "model": state_digest(model),
+            "target": digest(target.cpu().numpy()),
+            "start": digest(z.detach().cpu().numpy()),
+        }
+        self.checkpoint = replace(checkpoint, about={**checkpoint.about, **about})
+
+    def load(self) -> int:
+        """Iterations that are done."""
+        found = self.checkpoint.load()
+        if found is None:
+            return 0
+        parts, where = found
+        with torch.no_grad():
+            self.z.copy_(parts["images"]["z"])
+        moments = {name: value.to(self.z.device) if value.ndim else value for name, value in parts["adam"].items()}
+        self.optimizer.state[self.z].update(moments)
+        self.optimizer.param_groups[0]["lr"] = where["rate"]
+        self.schedule.load_state_dict(where["schedule"])
+        return where["iteration"]
+
+    def save(self, iteration: int) -> None:
+        parts = {"images": {"z": self.z}, "adam": self.optimizer.state[self.z]}
+        rate, schedule = self.optimizer.param_groups[0]["lr"], self.schedule.state_dict()
+        self.checkpoint.save(parts, iteration=iteration, rate=rate, schedule=schedule)
 
 
 class _Distance:

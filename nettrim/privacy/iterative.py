@@ -10,15 +10,14 @@ Only weights of linear and convolution layers are pruned and counted. Biases, an
 trained and not pruned, and are in neither the count nor the kept fraction.
 
 Training is stochastic gradients with momentum at a constant rate, with a new optimiser in every round. An epoch's order
-of batches and all its random numbers, dropout's too, come from the seed and the numbers of the round and the epoch
-alone, and torch's global generator is put back. So a run goes on from its last epoch bit for bit, on the CPU with the
-same number of threads.
+of batches comes from the seed and the numbers of the round and the epoch alone, all random numbers of a batch,
+dropout's too, from these and its own number, and torch's global generators are put back. So a run goes on from its last
+state bit for bit, on the CPU with the same number of threads; on a GPU, not all of torch's kernels repeat themselves.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +29,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nettrim.report import write_atomically
+from nettrim.privacy.checkpoints import Checkpoint, digest, read, state_digest, write
 
 __all__ = ["Recipe", "Round", "iterative", "kept_count", "next_masks", "prunable"]
 
@@ -172,6 +171,8 @@ def iterative(
     folder: str | os.PathLike[str],
     augment: Augment | None = None,
     progress: Callable[[int, int, float], Any] | None = None,
+    written: Callable[[], Any] = lambda: None,
+    seconds: float = 60.0,
 ) -> Iterator[Round]:
     """Train and prune in rounds; whatever is in the folder already is not done again.
 
@@ -183,12 +184,16 @@ def iterative(
     labels : (samples,) int64 array
     recipe : Recipe
     folder : path
-        Receives a safetensors file for each round, and one for the last epoch, with what they were made by as JSON in
-        their metadata. Each takes its place whole or not at all. Created if it is not there.
+        Receives a safetensors file for each round, and one for the last state (`nettrim.privacy.checkpoints`). Created
+        if it is not there.
     augment : callable, optional
         Makes a batch's inputs from what it is given, and a generator.
     progress : callable, optional
         Told the round, the epoch from 1, and its mean loss.
+    written : callable
+        Called after each state that was written. What it raises stops the run, which goes on from there.
+    seconds : float
+        After so long within an epoch, the state is written before its end.
 
     Yields
     ------
@@ -208,16 +213,21 @@ def iterative(
         )
     place, about = Path(folder), _fingerprint(model, inputs, labels, recipe, augment)
     place.mkdir(parents=True, exist_ok=True)
-    run = _Run(model, torch.from_numpy(inputs), torch.from_numpy(labels), recipe, augment, place, about, progress)
+    last = Checkpoint(place / "epoch.safetensors", about, written, seconds)
+    run = _Run(model, torch.from_numpy(inputs), torch.from_numpy(labels), recipe, augment, last, progress)
+    device = next(model.parameters()).device
     masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in prunable(model).items()}
     for number in range(recipe.rounds + 1):
         path = place / f"round {number:02d}.safetensors"
         if path.exists():
-            masks = _restore(path, about, model)[0]
+            parts, _ = read(path, about)
+            model.load_state_dict(parts["model"])
+            masks = {name: mask.to(device) for name, mask in parts["mask"].items()}
         else:
             masks = next_masks(model, masks, number, recipe.share, recipe.per) if number else masks
             run.train(number, masks)
-            _save(path, {**about, "round": number}, model, masks)
+            write(path, {**about, "round": number}, {"model": model.state_dict(), "mask": masks})
+            written()
         model.eval()
         counts = [(int(mask.sum()), mask.numel()) for mask in masks.values()]
         yield Round(number, sum(kept for kept, _ in counts), sum(size for _, size in counts), masks)
@@ -230,47 +240,48 @@ class _Run:
     labels: torch.Tensor
     recipe: Recipe
     augment: Augment | None
-    folder: Path
-    about: dict[str, Any]
+    last: Checkpoint
     progress: Callable[[int, int, float], Any] | None
 
     def train(self, number: int, masks: Masks) -> None:
-        """The epochs of a round, from the one after the last that is in the folder."""
-        recipe, path = self.recipe, self.folder / "epoch.safetensors"
+        """The epochs of a round, from where the last state that is in the folder is."""
+        recipe = self.recipe
         parameters = dict(self.model.named_parameters())
         optimizer = torch.optim.SGD(parameters.values(), recipe.rate, recipe.momentum)
-        done = 0
-        if path.exists():
-            _, momenta, where = _restore(path, self.about, self.model, number)
-            if where["round"] == number:
-                done = where["epoch"]
-                for name, value in momenta.items():
-                    optimizer.state[parameters[name]]["momentum_buffer"] = value.to(parameters[name].device)
+        done, batch, total = 0, 0, 0.0
+        state = self.last.load()
+        if state is not None and state[1]["round"] == number:
+            parts, where = state
+            self.model.load_state_dict(parts["model"])
+            done, batch, total = where["epoch"], where["batch"], where["total"]
+            for name, value in parts.get("momentum", {}).items():
+                optimizer.state[parameters[name]]["momentum_buffer"] = value.to(parameters[name].device)
         for epoch in range(done + 1, (recipe.retrain if number else recipe.epochs) + 1):
-            loss = self._epoch(number, epoch, masks, optimizer)
+            loss = self._epoch(number, epoch, masks, optimizer, batch, total)
+            batch, total = 0, 0.0
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} in epoch {epoch} of round {number}: try a smaller rate")
-            states = {name: optimizer.state[p].get("momentum_buffer") for name, p in parameters.items()}
-            momenta = {name: value for name, value in states.items() if value is not None}
-            _save(path, {**self.about, "round": number, "epoch": epoch}, self.model, masks, momenta)
             if self.progress is not None:
                 self.progress(number, epoch, loss)
+            self._save(masks, optimizer, number, epoch)
 
-    def _epoch(self, number: int, epoch: int, masks: Masks, optimizer: torch.optim.Optimizer) -> float:
-        """One pass over the samples; the mean loss."""
+    def _epoch(
+        self, number: int, epoch: int, masks: Masks, optimizer: torch.optim.Optimizer, first: int, total: float
+    ) -> float:
+        """The batches of an epoch from `first` on, whose losses before add up to `total`; the mean loss."""
         parameters = dict(self.model.named_parameters())
         zeros = [(parameters[name], ~mask) for name, mask in masks.items()]
         device = next(self.model.parameters()).device
-        seed = int.from_bytes(hashlib.sha256(f"{self.recipe.seed} {number} {epoch}".encode()).digest()[:7], "big")
-        random = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self.inputs), generator=random)
-        size, total = self.recipe.size, torch.zeros((), dtype=torch.float64, device=device)
+        order = torch.randperm(len(self.inputs), generator=self._random(number, epoch))
+        size, losses = self.recipe.size, torch.full((), total, dtype=torch.float64, device=device)
         batches = order[: len(order) // size * size].split(size)
         self.model.train()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             _write(zeros)
-            for rows in batches:
+            for k, rows in enumerate(batches[first:], first):
+                # of each batch by itself, so that one can be the first after an interruption
+                random = self._random(number, epoch, k)
+                torch.manual_seed(random.initial_seed())
                 x = self.inputs[rows] if self.augment is None else self.augment(self.inputs[rows], random)
                 loss = nn.functional.cross_entropy(self.model(x.to(device)), self.labels[rows].to(device))
                 optimizer.zero_grad()
@@ -281,8 +292,30 @@ class _Run:
                         p.grad.masked_fill_(mask, 0)
                 optimizer.step()
                 _write(zeros)
-                total += loss.detach()
-        return float(total) / len(batches)
+                losses += loss.detach()
+                if self.last.due and k + 1 < len(batches):
+                    self._save(masks, optimizer, number, epoch - 1, k + 1, float(losses))
+        return float(losses) / len(batches)
+
+    def _random(self, *numbers: int) -> torch.Generator:
+        """The generator of a round, an epoch and a batch."""
+        name = " ".join(map(str, (self.recipe.seed, *numbers)))
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big"))
+
+    def _save(
+        self,
+        masks: Masks,
+        optimizer: torch.optim.Optimizer,
+        number: int,
+        epoch: int,
+        batch: int = 0,
+        total: float = 0.0,
+    ) -> None:
+        """The state after an epoch, and some batches of the next one."""
+        states = {name: optimizer.state[p].get("momentum_buffer") for name, p in self.model.named_parameters()}
+        momenta = {name: value for name, value in states.items() if value is not None}
+        parts = {"model": self.model.state_dict(), "mask": masks, "momentum": momenta}
+        self.last.save(parts, round=number, epoch=epoch, batch=batch, total=total)
 
 
 @torch.no_grad()
@@ -295,54 +328,10 @@ def _fingerprint(
     model: nn.Module, inputs: np.ndarray, labels: np.ndarray, recipe: Recipe, augment: Augment | None
 ) -> dict[str, Any]:
     """What makes a run: more rounds of the same are the same run."""
-    state, data = hashlib.sha256(), hashlib.sha256()
-    for name, value in model.state_dict().items():
-        state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    for values in (inputs, labels):
-        data.update(f"{values.dtype} {values.shape}".encode() + np.ascontiguousarray(values).tobytes())
     how = {name: value for name, value in asdict(recipe).items() if name != "rounds"}
     return {
         **how,
         "augment": getattr(augment, "__qualname__", None),
-        "start": state.hexdigest(),
-        "data": data.hexdigest(),
+        "start": state_digest(model),
+        "data": digest(inputs, labels),
     }
-
-
-def _save(path: Path, about: dict[str, Any], model: nn.Module, masks: Masks, momenta: Masks | None = None) -> None:
-    """Weights, masks and momenta as one file, with `about` inside: they take their place together."""
-    from safetensors.torch import save
-
-    parts = {"model": model.state_dict(), "mask": masks, "momentum": momenta or {}}
-    tensors = {
-        f"{kind} {name}": value.detach().cpu().contiguous()
-        for kind, values in parts.items()
-        for name, value in values.items()
-    }
-    with write_atomically(path) as file:
-        file.write(save(tensors, {"nettrim.iterative": json.dumps(about)}))
-
-
-def _restore(
-    path: Path, about: dict[str, Any], model: nn.Module, number: int | None = None
-) -> tuple[Masks, Masks, dict[str, Any]]:
-    """Masks, momenta and what the file is; the model takes its state, unless it is of another round than `number`."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            where = json.loads((file.metadata() or {})["nettrim.iterative"])
-            parts: dict[str, Masks] = {"model": {}, "mask": {}, "momentum": {}}
-            for key in file.keys():
-                kind, name = key.split(" ", 1)
-                parts[kind][name] = file.get_tensor(key)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"folder: {path} is no file of a run of rounds, or is damaged ({error})") from error
-    other = [name for name, value in about.items() if where.get(name) != value]
-    if other:
-        raise ValueError(f"folder: {path} is of another configuration, in {', '.join(other)}; choose another folder")
-    if number is None or where["round"] == number:
-        model.load_state_dict(parts["model"])
-    device = next(model.parameters()).device
-    return {name: mask.to(device) for name, mask in parts["mask"].items()}, parts["momentum"], where

@@ -13,7 +13,8 @@ from nettrim.bounds.clipping import Clipping, measure
 from nettrim.privacy import dp_sgd
 from nettrim.privacy.landscape import mean_loss
 from nettrim.sparsity import Unstructured
-from nettrim.studies import data, models, training
+from nettrim.studies import data, training
+from nettrim.studies.victims import Victim, chosen
 
 __all__ = [
     "DP",
@@ -31,8 +32,8 @@ __all__ = [
 
 #: added to a seed where the same one would draw the same batches again
 OTHER = 1000
-#: per-example gradients that are measured at once
-_BLOCK = 128
+#: per-example gradients that are measured at once, and the numbers in them at most
+_BLOCK, _NUMBERS = 128, 2e8
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,7 @@ def subset(name: str, seed: int, count: int | None) -> data.DataSet:
 
 def build(seed: int, device: str = "cpu") -> nn.Sequential:
     """LeNet-5 with the initial values of a seed; "auto" is a GPU if there is one."""
-    torch.manual_seed(seed)
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return models.lenet5().to(chosen)
+    return Victim().build(seed, chosen(device))
 
 
 def train(
@@ -115,11 +114,12 @@ def clipping_of(
 ) -> Clipping:
     """What clipping does to the gradients of samples, which for pruned networks are those of the kept weights."""
     device, masks = next(model.parameters()).device, masks or {}
+    block = max(1, min(_BLOCK, int(_NUMBERS / sum(p.numel() for p in model.parameters()))))
 
     def blocks() -> Iterator[np.ndarray]:
         x, y = (torch.from_numpy(part) for part in train_set)
-        for k in range(0, len(x), _BLOCK):
-            made = dp_sgd.per_example_gradients(model, x[k : k + _BLOCK].to(device), y[k : k + _BLOCK].to(device))
+        for k in range(0, len(x), block):
+            made = dp_sgd.per_example_gradients(model, x[k : k + block].to(device), y[k : k + block].to(device))
             for name, mask in masks.items():
                 made[name].mul_(torch.as_tensor(mask).to(device))
             yield torch.cat([g.flatten(1) for g in made.values()], 1).cpu().numpy()

@@ -14,9 +14,6 @@ __all__ = ["draw"]
 
 #: Okabe and Ito's colours, one for each layer
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-#: the layer whose images are shown one below the other, as Figure 1 shows those of one layer of ResNet-18
-_ONE_LAYER = "fc1"
-
 ByAttacker = dict[str, dict[str, dict[int, Rows]]]
 
 
@@ -100,14 +97,12 @@ def _by_layer(records: Records, layers: dict[str, dict[int, Rows]]) -> dict[str,
 
 
 def _by_image(records: Records, layers: dict[str, dict[int, Rows]]) -> dict[str, list[np.ndarray]]:
-    """One layer, a row for each image."""
-    loaded = _loaded(records, layers[_ONE_LAYER]) if _ONE_LAYER in layers else []
+    """The middle layer, a row for each image, as Figure 1 shows those of one layer of ResNet-18."""
+    one = list(layers)[len(layers) // 2]
+    loaded = _loaded(records, layers[one])
     if not loaded:
         return {}
-    return {
-        f"{_ONE_LAYER}, {k + 1}": [loaded[0][0, k], *(shown[1, k] for shown in loaded)]
-        for k in range(loaded[0].shape[1])
-    }
+    return {f"{one}, {k + 1}": [loaded[0][0, k], *(shown[1, k] for shown in loaded)] for k in range(loaded[0].shape[1])}
 
 
 def _loaded(records: Records, by_round: dict[int, Rows]) -> list[np.ndarray]:

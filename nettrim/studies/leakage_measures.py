@@ -7,23 +7,25 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from nettrim.bounds.last_layer import ball_flips
-from nettrim.privacy import images as measures
 from nettrim.privacy import membership
-from nettrim.privacy.inversion import Attack, choose_weight, invert, neighbours
+from nettrim.privacy.checkpoints import Checkpoint
+from nettrim.privacy.inversion import Attack
 from nettrim.privacy.iterative import prunable
 from nettrim.privacy.landscape import instability, interpolate
-from nettrim.privacy.layers import evaluation, represent
 from nettrim.studies import training
 from nettrim.studies.data import DataSet
 from nettrim.studies.dp_training import clipping_of
-from nettrim.studies.inversion import LAYERS
+from nettrim.studies.image_search import search
 from nettrim.studies.leakage_networks import Made, Setting
+from nettrim.studies.pieces import Units
 
 __all__ = ["Budget", "fidelity", "leakage"]
+
+#: public images whose mean an attack starts from
+_NEAREST = 10
 
 
 @dataclass(frozen=True)
@@ -85,18 +87,28 @@ def leakage(
     setting: Setting,
     budget: Budget,
     layers: tuple[str, ...],
+    units: Units,
 ) -> dict[str, Any]:
-    """What a network tells of single samples, and where it lies."""
+    """What a network tells of single samples, and where it lies; each measurement, and each search, is a part."""
     x, y = samples.train
-    masks = {name: weight.detach() != 0 for name, weight in prunable(model).items()}
-    clipping = clipping_of(model, (x[: budget.gradients], y[: budget.gradients]), 1.0, masks)
-    line = interpolate(dense, model, x[: budget.watched], y[: budget.watched], budget.points)
+
+    def clipping(_: Checkpoint) -> dict[str, float]:
+        masks = {name: weight.detach() != 0 for name, weight in prunable(model).items()}
+        found = clipping_of(model, (x[: budget.gradients], y[: budget.gradients]), 1.0, masks)
+        return {"R": found.R, "cosine": found.cosine}
+
+    def line(_: Checkpoint) -> float:
+        return instability(interpolate(dense, model, x[: budget.watched], y[: budget.watched], budget.points))
+
+    def members(_: Checkpoint) -> dict[str, Any]:
+        return {name: asdict(found) for name, found in _members(model, references, samples, budget).items()}
+
+    names = setting.victim.layers
     return {
-        "R": clipping.R,
-        "cosine": clipping.cosine,
-        "instability": instability(line),
-        "membership": {name: asdict(found) for name, found in _members(model, references, samples, budget).items()},
-        "inversion": {layer: _inverted(model, LAYERS[layer], samples, budget, setting) for layer in layers},
+        **units.once("clipping", clipping),
+        "instability": units.once("line", line),
+        "membership": units.once("membership", members),
+        "inversion": {layer: _inverted(model, names[layer], samples, budget, setting, units) for layer in layers},
     }
 
 
@@ -119,25 +131,12 @@ def _members(
     }
 
 
-def _inverted(model: nn.Module, layer: str, samples: DataSet, budget: Budget, setting: Setting) -> dict[str, Any]:
+def _inverted(
+    model: nn.Module, layer: str, samples: DataSet, budget: Budget, setting: Setting, units: Units
+) -> dict[str, Any]:
     """Images behind a layer, by an attacker who starts from public images of nearby representations."""
     low, high = float(samples.train[0].min()), float(samples.train[0].max())
-    own = torch.from_numpy(samples.validation[0])
-    tuning, public = own[: budget.tuning], own[budget.tuning : budget.tuning + budget.public]
-    true = samples.test[0][: budget.images]
     attack = Attack(0, budget.iterations, 0.05, budget.restarts, 0.02, low, high, False, setting.recipe.seed)
-    with torch.no_grad(), evaluation(model):
-        ours, target = (represent(model, layer, z) for z in (tuning, torch.from_numpy(true)))
-    near = neighbours(model, layer, ours, public), neighbours(model, layer, target, public)
-    attack, _ = choose_weight(model, layer, tuning, attack, budget.weights, near[0])
-    found = invert(model, layer, target, true.shape[1:], attack, near[1])
-    got, mean = found.images.numpy(), samples.validation[0].mean(0)
-    return {
-        "weight": attack.weight,
-        "psnr": measures.psnr(got, true, high - low).tolist(),
-        "ssim": measures.ssim(got, true, high - low).tolist(),
-        "neighbours": measures.psnr(near[1].numpy(), true, high - low).tolist(),
-        "blank": measures.psnr(np.full_like(mean, low), true, high - low).tolist(),
-        "mean": measures.psnr(mean, true, high - low).tolist(),
-        "feature_error": found.feature_error.tolist(),
-    }
+    sizes = budget.images, budget.tuning, budget.public
+    found = search(model, layer, samples, attack, budget.weights, sizes, _NEAREST, units)
+    return {name: value for name, value in found.items() if name not in ("tuning_psnr", "shown", "seconds")}

@@ -1,14 +1,15 @@
 """The networks of the leakage study: one trained network, made sparse in every way that the project knows.
 
-All are LeNet-5, trained on the same samples. `members` are the samples that the trained network, and all that is made
-of it, have seen; the reference networks of the membership attack have seen others.
+All are of one architecture, trained on the same samples. `members` are the samples that the trained network, and all
+that is made of it, have seen; the reference networks of the membership attack have seen others.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -20,16 +21,21 @@ from torch import nn
 
 import nettrim.torch as ntt
 from nettrim.bounds.importance import importances, samples_needed, totals
+from nettrim.budget import Allocation, best_densities
 from nettrim.privacy.accountant import PrivacySpent, epsilon
+from nettrim.privacy.checkpoints import Checkpoint
 from nettrim.privacy.dp_sgd import Mechanism, PoissonBatches, dp_sgd
 from nettrim.privacy.iterative import Recipe, iterative, prunable
+from nettrim.privacy.layers import evaluation
 from nettrim.pruners.coresets import deterministic_weights, random_weights
 from nettrim.pruners.neuron_coreset import input_radius, neurons
 from nettrim.sparsity import Unstructured, global_counts
-from nettrim.studies import models, training
+from nettrim.studies import training
 from nettrim.studies.data import DataSet
+from nettrim.studies.pieces import Units
+from nettrim.studies.victims import Victim
 
-__all__ = ["METHODS", "Made", "Setting", "dense_of", "make", "private", "tune"]
+__all__ = ["METHODS", "Made", "Setting", "dense_of", "make", "members", "private", "tune"]
 
 #: columns of a convolution's inputs, and samples, that coresets are drawn from
 COLUMNS, CALIBRATION = 2000, 1000
@@ -55,6 +61,10 @@ class Setting:
     targets : tuple of float
         Its epsilons.
     delta : float
+    victim : Victim
+        Without batch norms, which mix samples.
+    private_rate : float
+        Of learning by DP-SGD.
     """
 
     recipe: Recipe
@@ -65,6 +75,8 @@ class Setting:
     private_size: int = 512
     targets: tuple[float, ...] = (8.0, 1.0)
     delta: float = 1e-5
+    victim: Victim = field(default_factory=Victim)
+    private_rate: float = 1.0
 
 
 @dataclass
@@ -95,28 +107,60 @@ class Made:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-def dense_of(setting: Setting, samples: DataSet, folder: Path) -> tuple[nn.Sequential, dict[float, nn.Sequential]]:
-    """The trained network, and what iterative pruning makes of it, by the rounded fraction that is kept."""
-    x, y = _members(setting, samples)
-    torch.manual_seed(setting.recipe.seed)
-    model, rounds = models.lenet5(), {}
-    for made in iterative(model, x, y, setting.recipe, folder):
-        rounds[round(made.kept / made.weights, 3)] = copy.deepcopy(model)
+def dense_of(
+    setting: Setting,
+    samples: DataSet,
+    folder: Path,
+    device: torch.device,
+    written: Callable[[], Any],
+    wanted: Sequence[int],
+) -> tuple[nn.Sequential, dict[float, nn.Sequential]]:
+    """The trained network, and what wanted rounds of pruning make of it, by the rounded fraction that is kept.
+
+    `written` is called after each state that is on disk.
+    """
+    x, y = members(setting, samples)
+    victim = setting.victim
+    model, rounds = victim.build(setting.recipe.seed, device), {}
+    for made in iterative(model, x, y, setting.recipe, folder, victim.augment, written=written):
+        if made.number in (0, *wanted):
+            rounds[round(made.kept / made.weights, 3)] = copy.deepcopy(model)
     return rounds[1.0], rounds
 
 
-def make(method: str, dense: nn.Sequential, kept: float, setting: Setting, samples: DataSet) -> Made:
-    """Prune a copy of the trained network.
+def make(
+    method: str, dense: nn.Sequential, kept: float, setting: Setting, samples: DataSet, units: Units | None = None
+) -> Made:
+    """Prune a copy of the trained network, on the host.
+
+    Parameters
+    ----------
+    method : str
+        One of `METHODS`.
+    dense : nn.Sequential
+    kept : float
+        Fraction of the weights.
+    setting : Setting
+    samples : DataSet
+    units : Units, optional
+        Of what every row shares, and of this one: Net-Trim goes on layer by layer.
+
+    Returns
+    -------
+    Made
+        With the model on the device of `dense`.
 
     Raises
     ------
     ValueError
         The method cannot keep so few weights; the message says what it can.
     """
-    return METHODS[method](copy.deepcopy(dense), kept, setting, samples)
+    made = METHODS[method](copy.deepcopy(dense).cpu(), kept, setting, samples, units)
+    made.model.to(next(dense.parameters()).device)
+    return made
 
 
-def _random(model: nn.Sequential, kept: float, setting: Setting, samples: DataSet) -> Made:
+def _random(model: nn.Sequential, kept: float, setting: Setting, samples: DataSet, units: Units | None) -> Made:
     rng = np.random.default_rng(setting.recipe.seed)
     for weight in prunable(model).values():
         W = weight.detach().numpy()
@@ -124,7 +168,7 @@ def _random(model: nn.Sequential, kept: float, setting: Setting, samples: DataSe
     return Made(model)
 
 
-def _magnitude(model: nn.Sequential, kept: float, setting: Setting, samples: DataSet) -> Made:
+def _magnitude(model: nn.Sequential, kept: float, setting: Setting, samples: DataSet, units: Units | None) -> Made:
     weights = list(prunable(model).values())
     sizes = [np.abs(w.detach().numpy()) for w in weights]
     total = sum(s.size for s in sizes)
@@ -134,29 +178,70 @@ def _magnitude(model: nn.Sequential, kept: float, setting: Setting, samples: Dat
 
 
 def _net_trim(scheme: str, rounds: int) -> Callable[..., Made]:
-    def run(model: nn.Sequential, kept: float, setting: Setting, samples: DataSet) -> Made:
-        x, _ = _members(setting, samples)
+    def run(model: nn.Sequential, kept: float, setting: Setting, samples: DataSet, units: Units | None) -> Made:
+        x, _ = members(setting, samples)
         loader = list(torch.from_numpy(x[: setting.calibration]).split(200))
-        densities = ntt.allocate(model, loader, kept)
-        pruned = ntt.prune(model, loader, density=densities, scheme=scheme, rounds=rounds, feas_tol=1e-3)
+        densities, seconds = _densities(model, loader, kept, units)
+        paused: dict[str, Any] = {}
+        if units is not None:
+            paused = {"directory": units.place("layers"), "progress": _after_new_layers(units)}
+        pruned = ntt.prune(model, loader, density=densities, scheme=scheme, rounds=rounds, feas_tol=1e-3, **paused)
         # each layer's own error on its own inputs; what several of them add up to is not proven for this network
         layers = max(report.error for report in pruned.reports)
-        return Made(cast(nn.Sequential, pruned.model), about={"layer_error": layers})
+        seconds += sum(report.seconds for report in pruned.reports)
+        return Made(cast(nn.Sequential, pruned.model), seconds, about={"layer_error": layers})
 
     return run
 
 
+def _after_new_layers(units: Units) -> Callable[[Any], None]:
+    """Asks the clock after each layer that is new on disk; one that fell short is not stored, and is solved again."""
+    place = units.place("layers")
+    stored = len(list(place.glob("layer_*.npz")))
+
+    def progress(_: Any) -> None:
+        nonlocal stored
+        now = len(list(place.glob("layer_*.npz")))
+        if now > stored:
+            stored = now
+            units.kept.clock.check()
+
+    return progress
+
+
+def _densities(
+    model: nn.Sequential, loader: list[torch.Tensor], kept: float, units: Units | None
+) -> tuple[Allocation, float]:
+    """Densities of the layers, and the seconds that their curves have taken; the curves are the same for every row."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    shared, seconds = None if units is None else Units(units.kept, "curves", units.folder), 0.0
+    weights = {name.removesuffix(".weight"): weight.numel() for name, weight in prunable(model).items()}
+    for name in weights:
+
+        def curve(_: Any, name: str = name) -> dict[str, Any]:
+            began = time.perf_counter()
+            found = ntt.allocate(model, loader, kept, targets=[name]).curves[name]
+            return {"curve": found, "seconds": time.perf_counter() - began}
+
+        made = curve(None) if shared is None else shared.once(name, curve)
+        curves[name] = [(d, e) for d, e in made["curve"]]
+        seconds += made["seconds"]
+    return best_densities(curves, weights, kept), seconds
+
+
 def _coreset(prune: Callable[..., Any]) -> Callable[..., Made]:
-    def run(model: nn.Sequential, kept: float, setting: Setting, samples: DataSet) -> Made:
-        x, _ = _members(setting, samples)
+    def run(model: nn.Sequential, kept: float, setting: Setting, samples: DataSet, units: Units | None) -> Made:
+        x, _ = members(setting, samples)
         largest = 0.0
         for module, X in _inputs(model, x[: setting.calibration]):
             W = module.weight.detach().numpy().reshape(len(module.weight), -1).T
             # a sampled coreset has a weight of every half at least, and of no weight without importance
-            s = importances(W, X[:, : samples_needed(W.size, 0.5)])
+            # which weights have any depends on the samples, so that the coreset is of these and no others
+            X = X[:, : samples_needed(int(np.count_nonzero(W)), 0.5)]
+            s = importances(W, X)
             fewest, most = np.count_nonzero(totals(W, s)), np.count_nonzero(s)
             count = int(np.clip(round(kept * W.size), fewest, most))
-            core = prune(W, X, nnz=count, seed=setting.recipe.seed)
+            core = prune(W, X, nnz=count, samples=X.shape[1], seed=setting.recipe.seed)
             largest = max(largest, float(core.epsilon.max()))
             with torch.no_grad():
                 module.weight.copy_(torch.from_numpy(core.W.T.reshape(module.weight.shape).copy()))
@@ -165,9 +250,11 @@ def _coreset(prune: Callable[..., Any]) -> Callable[..., Made]:
     return run
 
 
-def _neurons(model: nn.Sequential, kept: float, setting: Setting, samples: DataSet) -> Made:
-    x, _ = _members(setting, samples)
-    linear = [module for module in model if isinstance(module, nn.Linear)]
+def _neurons(model: nn.Sequential, kept: float, setting: Setting, samples: DataSet, units: Units | None) -> Made:
+    x, _ = members(setting, samples)
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if len(linear) != 3:
+        raise ValueError("neurons are those of two hidden linear layers, which this network does not have")
     convolutions = sum(w.numel() for w in prunable(model).values() if w.ndim == 4)
     # first, second and last layer after a part c of the neurons of either hidden layer is kept
     a, b, d = linear[0].weight.numel(), linear[1].weight.numel(), linear[2].weight.numel()
@@ -204,16 +291,32 @@ METHODS: dict[str, Callable[..., Made]] = {
 }
 
 
-def private(setting: Setting, samples: DataSet, target: float, masks: dict[str, np.ndarray] | None = None) -> Made:
-    """LeNet-5 trained by DP-SGD from the start, within an epsilon; a mask that was learned is not paid for by it."""
-    x, y = _members(setting, samples)
-    torch.manual_seed(setting.recipe.seed)
-    model = models.lenet5()
+def private(
+    setting: Setting,
+    samples: DataSet,
+    target: float,
+    masks: dict[str, np.ndarray] | None = None,
+    device: torch.device | str = "cpu",
+    units: Units | None = None,
+) -> Made:
+    """Trained by DP-SGD from the start, within an epsilon; a mask that was learned is not paid for by it."""
+    x, y = members(setting, samples)
+    model = setting.victim.build(setting.recipe.seed, device)
     batches = PoissonBatches(x, y, setting.private_size, setting.recipe.seed)
     steps = setting.private_epochs * len(batches)
     sigma, spent = _noise_for(target, steps, batches.rate, setting.delta, masks is not None)
-    dp_sgd(model, batches, setting.private_epochs, 1.0, Mechanism(1.0, sigma), masks, setting.recipe.seed)
-    return Made(model, privacy=str(spent), tuned=False, about={"sigma": sigma, "epsilon": spent.epsilon})
+
+    def train(model: nn.Module, state: Checkpoint | None) -> None:
+        mechanism, seed = Mechanism(1.0, sigma), setting.recipe.seed
+        dp_sgd(
+            *(model, batches, setting.private_epochs, setting.private_rate, mechanism, masks, seed), checkpoint=state
+        )
+
+    if units is None:
+        train(model, None)
+    else:
+        units.network("DP-SGD", model, train)
+    return Made(model.eval(), privacy=str(spent), tuned=False, about={"sigma": sigma, "epsilon": spent.epsilon})
 
 
 def _noise_for(target: float, steps: int, rate: float, delta: float, masked: bool) -> tuple[float, PrivacySpent]:
@@ -226,14 +329,16 @@ def _noise_for(target: float, steps: int, rate: float, delta: float, masked: boo
     return high, epsilon(steps, rate, high, delta, masked, "rdp")
 
 
-def tune(model: nn.Sequential, setting: Setting, samples: DataSet) -> None:
-    """Train what is left as the dense network was."""
+def tune(model: nn.Module, setting: Setting, samples: DataSet, state: Checkpoint | None = None) -> None:
+    """Train what is left as the dense network was; `state` keeps how far that is."""
     masks = {name: weight.detach() != 0 for name, weight in prunable(model).items()}
-    batches = training.Batches(*_members(setting, samples), setting.recipe.size, setting.recipe.seed)
-    training.sgd(model, batches, setting.tuning, setting.recipe.rate, setting.recipe.momentum, masks=masks)
+    recipe, augment = setting.recipe, setting.victim.augment
+    batches = training.Batches(*members(setting, samples), recipe.size, recipe.seed, augment)
+    training.sgd(model, batches, setting.tuning, recipe.rate, recipe.momentum, masks=masks, checkpoint=state)
 
 
-def _members(setting: Setting, samples: DataSet) -> Part:
+def members(setting: Setting, samples: DataSet) -> Part:
+    """The samples that the network is trained on."""
     x, y = samples.train
     return x[: setting.members], y[: setting.members]
 
@@ -245,18 +350,27 @@ def _keep(weight: torch.Tensor, mask: np.ndarray) -> None:
 
 def _inputs(model: nn.Sequential, x: np.ndarray) -> list[tuple[Any, np.ndarray]]:
     """Each linear and convolution layer and its inputs (N, columns), windows of convolutions chosen at random."""
-    rng, h = np.random.default_rng(0), torch.from_numpy(x)
+    rng = np.random.default_rng(0)
     found: list[tuple[Any, np.ndarray]] = []
-    with torch.no_grad():
-        for module in model:
-            if isinstance(module, nn.Linear):
-                found.append((module, h.numpy().T.copy()))
-            elif isinstance(module, nn.Conv2d):
-                padding: Any = module.padding
-                windows = nn.functional.unfold(h, module.kernel_size, padding=padding, stride=module.stride)
-                columns = windows.transpose(0, 1).flatten(1).numpy()
-                # where nothing enters, nothing is decided
-                columns = columns[:, columns.any(0)]
-                found.append((module, columns[:, rng.choice(columns.shape[1], COLUMNS, replace=False)]))
-            h = module(h)
+
+    def seen(module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+        (h,) = arguments
+        if isinstance(module, nn.Linear):
+            found.append((module, h.numpy().T.copy()))
+            return
+        padding: Any = module.padding
+        windows = nn.functional.unfold(h, module.kernel_size, padding=padding, stride=module.stride)
+        columns = windows.transpose(0, 1).flatten(1).numpy()
+        # where nothing enters, nothing is decided
+        columns = columns[:, columns.any(0)]
+        found.append((module, columns[:, rng.choice(columns.shape[1], COLUMNS, replace=False)]))
+
+    chosen = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    handles = [module.register_forward_pre_hook(seen) for module in chosen]
+    try:
+        with torch.no_grad(), evaluation(model):
+            model(torch.from_numpy(x))
+    finally:
+        for handle in handles:
+            handle.remove()
     return found

@@ -25,7 +25,8 @@ def tables(records: Records) -> dict[str, list[dict[str, str]]]:
     made = {
         "What pruning leaves": [_fidelity(*key, rows) for key, rows in ordered.items()],
         "What the network tells": [_leakage(*key, rows) for key, rows in ordered.items() if _some(rows)],
-        "Inversion: PSNR in dB, mean and interval over images": _inversion(ordered),
+        "Inversion: PSNR in dB, mean and interval over images": _inversion(ordered, "psnr"),
+        "Inversion: SSIM": _inversion(ordered, "ssim"),
     }
     return {title: rows for title, rows in made.items() if rows}
 
@@ -70,14 +71,16 @@ def _leakage(method: str, kept: float, rows: list[Row]) -> dict[str, str]:
         found = [row["membership"][attack] for row in _some(rows)]
         low, high = (np.mean([one["auc_interval"][end] for one in found]) for end in (0, 1))
         cells[f"{attack}: AUC"] = f"{np.mean([one['auc'] for one in found]):.3f} ({low:.3f} to {high:.3f})"
-        cells[f"{attack}: TPR at 1 %"] = mean((one["tpr"] for one in found), percent=True) + " %"
+        low, high = (100 * np.mean([one["tpr_interval"][end] for one in found]) for end in (0, 1))
+        rate = 100 * np.mean([one["tpr"] for one in found])
+        cells[f"{attack}: TPR at 1 %"] = f"{rate:.1f} % ({low:.1f} to {high:.1f})"
     cells["R"] = mean(row["R"] for row in _some(rows))
     cells["cosine"] = mean(row["cosine"] for row in _some(rows))
     cells["instability"] = mean(row["instability"] for row in _some(rows))
     return cells
 
 
-def _inversion(groups: dict[tuple[str, float], list[Row]]) -> list[dict[str, str]]:
+def _inversion(groups: dict[tuple[str, float], list[Row]], name: str) -> list[dict[str, str]]:
     """A cell is read only where the attack beats the blank and the mean image on the dense network."""
     dense = _some(groups.get(("dense", 1.0), []))
     if not dense:
@@ -92,7 +95,7 @@ def _inversion(groups: dict[tuple[str, float], list[Row]]) -> list[dict[str, str
         if some := _some(found):
             line = {"method": method, "kept, %": f"{100 * kept:.1f}"}
             for layer, verdict in passed.items():
-                values = [v for row in some for v in row["inversion"][layer]["psnr"]]
+                values = [v for row in some for v in row["inversion"][layer][name]]
                 line[layer] = verdict.read(mean(values))
             rows.append(line)
     return rows

@@ -27,6 +27,7 @@ from torch import nn
 import nettrim.torch as ntt
 from nettrim.report import write_atomically
 from nettrim.studies import data, models, training
+from nettrim.studies.batches import Augment
 from nettrim.studies.records import Records, interval
 
 __all__ = [
@@ -293,7 +294,7 @@ def accuracies(model: nn.Module, samples: data.DataSet) -> dict[str, float]:
     return {name: training.accuracy(model, *part) for name, part in parts.items()}
 
 
-def augment(case: Case) -> training.Augment | None:
+def augment(case: Case) -> Augment | None:
     """What is done to a case's training images."""
     return training.flipped_and_shifted if case.augment else None
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from nettrim import __version__
 from nettrim.report import to_json, write_atomically
+from nettrim.studies.pieces import Clock
 
 __all__ = ["Records", "environment", "interval"]
 
@@ -31,10 +32,13 @@ class Records:
         Created if it is not there. A last line that was cut off is dropped.
     key : iterable of str
         Names of the fields that tell records apart.
+    clock : Clock, optional
+        Asked after each record, and wherever else a study has all that it did on disk. Default: no end.
     """
 
-    def __init__(self, path: str | os.PathLike[str], key: Iterable[str]):
+    def __init__(self, path: str | os.PathLike[str], key: Iterable[str], clock: Clock | None = None):
         self.path, self.key = Path(path), tuple(key)
+        self.clock = clock or Clock()
         self.rows: list[dict[str, Any]] = []
         if self.path.exists():
             self.rows = self._read()
@@ -65,6 +69,8 @@ class Records:
         ------
         ValueError
             There is one with this key.
+        Paused
+            The record is written, and the time is up.
         """
         if self.find(**fields) is not None:
             raise ValueError(f"{self.path} has a record of {self._of(fields)} already")
@@ -79,6 +85,7 @@ class Records:
             file.flush()
             os.fsync(file.fileno())
         self.rows.append(row)
+        self.clock.check()
         return row
 
 

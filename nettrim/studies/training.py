@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+from nettrim.privacy.checkpoints import Checkpoint, digest, generators, put_back, state_digest
+from nettrim.studies.batches import Batches, flipped_and_shifted
 
 __all__ = [
     "Batches",
@@ -21,59 +25,12 @@ __all__ = [
     "train_to_outputs",
 ]
 
-#: what is done to a batch of images before it is used
-Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 #: a scalar of outputs and targets
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 #: told an epoch, from 1, and its mean loss
 Progress = Callable[[int, float], object]
 #: for names of parameters, False where a weight stays zero
 Masks = Mapping[str, np.ndarray | torch.Tensor]
-
-
-@dataclass
-class Batches:
-    """Batches (inputs, labels) in a new order every epoch, the same for the same seed; all are of the same size.
-
-    Attributes
-    ----------
-    inputs, labels : array
-        Targets of any kind in place of labels.
-    size : int
-    seed : int
-    augment : callable, optional
-        Makes a batch's inputs from what it is given, and a generator.
-    """
-
-    inputs: np.ndarray
-    labels: np.ndarray
-    size: int = 128
-    seed: int = 0
-    augment: Augment | None = None
-
-    def __post_init__(self) -> None:
-        self._x, self._y = torch.from_numpy(self.inputs), torch.from_numpy(self.labels)
-        self._random = torch.Generator().manual_seed(self.seed)
-
-    def __len__(self) -> int:
-        return len(self._x) // self.size
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        order = torch.randperm(len(self._x), generator=self._random)
-        for rows in order[: len(self) * self.size].split(self.size):
-            x = self._x[rows]
-            yield x if self.augment is None else self.augment(x, self._random), self._y[rows]
-
-
-def flipped_and_shifted(x: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    """Images, each mirrored or not and shifted by up to four pixels, zeros coming in."""
-    count, _, height, width = x.shape
-    x = torch.where(torch.rand(count, 1, 1, 1, generator=random) < 0.5, x.flip(3), x)
-    padded = nn.functional.pad(x, (4, 4, 4, 4))
-    top, left = (torch.randint(0, 9, (count, 1), generator=random) for _ in range(2))
-    rows, columns = top + torch.arange(height), left + torch.arange(width)
-    each = torch.arange(count)[:, None, None]
-    return padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
 def descend(
@@ -86,6 +43,7 @@ def descend(
     masks: Masks | None = None,
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
     progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> list[float]:
     """The loop that all training here shares.
 
@@ -109,6 +67,10 @@ def descend(
         Stepped after every batch.
     progress : callable, optional
         Called with the epoch, from 1, and its mean loss.
+    checkpoint : Checkpoint, optional
+        Keeps the state of this training, from which the same call goes on; its `about` says what is trained on and how,
+        but for start and masks. The states of torch's global generators, which dropout draws from, are kept with it and
+        put back. Not with a schedule, and for `Batches`.
 
     Returns
     -------
@@ -118,18 +80,20 @@ def descend(
     Raises
     ------
     ValueError
-        A mask of no parameter, or of another shape or dtype than said; no batch.
+        A mask of no parameter, or of another shape or dtype than said; no batch; a checkpoint of another training, or
+        with a schedule.
     FloatingPointError
         The loss is infinite or NaN at the end of an epoch.
     """
     pruned = _zeros(model, masks or {})
     device = next(model.parameters()).device
-    losses = []
+    keeper = None if checkpoint is None else _Keeper(checkpoint, model, batches, optimizer, schedule, pruned)
+    losses, before, count = ([], 0.0, 0) if keeper is None else keeper.load()
     _write_zeros(pruned)
     model.train()
-    for epoch in range(1, epochs + 1):
+    for epoch in range(len(losses) + 1, epochs + 1):
         # summed on the device, which a number on the host would wait for at every batch
-        total, count = torch.zeros((), dtype=torch.float64, device=device), 0
+        total = torch.full((), before, dtype=torch.float64, device=device)
         for x, y in batches:
             optimizer.zero_grad()
             value = loss(model(x.to(device)), y.to(device))
@@ -144,15 +108,72 @@ def descend(
             if schedule is not None:
                 schedule.step()
             total, count = total + value.detach(), count + 1
+            if keeper is not None and keeper.checkpoint.due and keeper.batches.state()[0]:
+                keeper.save(losses, float(total), count)
         if count == 0:
             raise ValueError("batches must have at least one batch; got none")
         losses.append(float(total) / count)
+        before, count = 0.0, 0
         if not math.isfinite(losses[-1]):
             raise FloatingPointError(f"the loss is {losses[-1]} in epoch {epoch}: try a smaller rate")
         if progress is not None:
             progress(epoch, losses[-1])
+        if keeper is not None:
+            keeper.save(losses, before, count)
     model.eval()
     return losses
+
+
+class _Keeper:
+    """What goes into a checkpoint of `descend`."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model: nn.Module,
+        batches: Any,
+        optimizer: torch.optim.Optimizer,
+        schedule: object,
+        pruned: list[tuple[nn.Parameter, torch.Tensor]],
+    ):
+        if schedule is not None:
+            raise ValueError("checkpoint must be None with a schedule, whose state it does not keep")
+        self.model, self.batches, self.optimizer = model, batches, optimizer
+        self.device = next(model.parameters()).device
+        about = {"start": state_digest(model), "masks": digest(*(zeros.cpu().numpy() for _, zeros in pruned))}
+        self.checkpoint = replace(checkpoint, about={**checkpoint.about, **about})
+
+    def load(self) -> tuple[list[float], float, int]:
+        """Losses of the epochs that are done, and the sum over the batches of the next one."""
+        found = self.checkpoint.load()
+        if found is None:
+            return [], 0.0, 0
+        parts, where = found
+        self.model.load_state_dict(parts["model"])
+        parameters = dict(self.model.named_parameters())
+        for key, value in parts.get("optimizer", {}).items():
+            kind, name = key.split(" ", 1)
+            # counts of steps stay on the host
+            self.optimizer.state[parameters[name]][kind] = value.to(self.device) if value.ndim else value
+        self.batches.go_on(where["batch"], parts["batches"])
+        put_back(parts["random"], self.device)
+        return where["losses"], where["total"], where["count"]
+
+    def save(self, losses: list[float], total: float, count: int) -> None:
+        batch, states = self.batches.state()
+        own = {
+            f"{kind} {name}": value
+            for name, p in self.model.named_parameters()
+            for kind, value in self.optimizer.state[p].items()
+            if isinstance(value, torch.Tensor)
+        }
+        parts = {
+            "model": self.model.state_dict(),
+            "optimizer": own,
+            "batches": states,
+            "random": generators(self.device),
+        }
+        self.checkpoint.save(parts, losses=losses, total=total, count=count, batch=batch)
 
 
 def train(
@@ -199,6 +220,7 @@ def sgd(
     masks: Masks | None = None,
     loss: Loss = nn.functional.cross_entropy,
     progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> list[float]:
     """Train by stochastic gradients with momentum, at a constant rate.
 
@@ -223,6 +245,8 @@ def sgd(
         ``loss(outputs, targets)``, a scalar.
     progress : callable, optional
         Called with the epoch, from 1, and its mean loss.
+    checkpoint : Checkpoint, optional
+        As of `descend`; what is said here of rate and momentum is added.
 
     Returns
     -------
@@ -247,7 +271,13 @@ def sgd(
         return penalty * torch.stack([p.abs().sum() for p in weights]).sum()
 
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum)
-    return descend(model, batches, epochs, optimizer, loss, norm if penalty else None, masks, progress=progress)
+    if checkpoint is not None:
+        checkpoint = replace(checkpoint, about={**checkpoint.about, "rate": rate, "momentum": momentum})
+    return descend(
+        *(model, batches, epochs, optimizer, loss, norm if penalty else None, masks),
+        progress=progress,
+        checkpoint=checkpoint,
+    )
 
 
 def train_to_outputs(
