@@ -17,7 +17,15 @@ from typing import Any
 
 FILE = Path(__file__).with_name("api.txt")
 #: a package that offers no names itself offers those of its modules
-PACKAGES = ("nettrim", "nettrim.bounds", "nettrim.penalties", "nettrim.privacy", "nettrim.pruners", "nettrim.torch")
+PACKAGES = (
+    "nettrim",
+    "nettrim.bounds",
+    "nettrim.distributed",
+    "nettrim.penalties",
+    "nettrim.privacy",
+    "nettrim.pruners",
+    "nettrim.torch",
+)
 MODULES = ("nettrim.reference",)
 
 
@@ -71,7 +79,7 @@ def interface() -> list[str]:
         if inspect.isclass(value):
             lines += members(full, value)
         else:
-            lines.append(f"{full}{signature(value)}" if callable(value) else full)
+            lines.append(f"{full}{signature(value)}" if inspect.isroutine(value) else full)
     return lines + list(commands())
 
 
