@@ -21,6 +21,7 @@ import nettrim.torch as ntt
 from nettrim.pruners.magnitude import magnitude
 from nettrim.sparsity import Unstructured
 from nettrim.studies import data, training
+from nettrim.studies.batches import Augment
 from nettrim.studies.data import DataSet
 from nettrim.studies.networks import Case, hashed, trained, weaken_dropout
 
@@ -175,7 +176,7 @@ def tune(
     samples: DataSet,
     epochs: int,
     seed: int,
-    augment: training.Augment | None = None,
+    augment: Augment | None = None,
     progress: Callable[[int, float], Any] | None = None,
 ) -> None:
     """Train what is left, in place, as the paper's FT step does: stochastic gradients, on the non-zeros.
