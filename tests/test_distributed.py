@@ -343,7 +343,7 @@ def test_all_workers_and_the_scheduler_lost_then_resumed_on_one_machine(tmp_path
     """A cluster that dies leaves a checkpoint, from which another one, or none, goes on."""
     monkeypatch.setattr(shards_module, "REPLACED", 1.0)
     monkeypatch.setattr(shards_module, "NONE_LEFT", 1.0)
-    monkeypatch.setattr(cluster_module, "ANSWER", 5.0)
+    monkeypatch.setattr(cluster_module, "ANSWER", 15.0)
 
     def often(self, state, iterations, samples):
         if iterations % 10 == 5:

@@ -58,6 +58,7 @@ SEAM = (
     "nettrim.samples.Resident.",
     "nettrim.streamed.Streamed.",
     "nettrim.fromdisk.FromDisk.",
+    "nettrim.distributed.sharded.Sharded.",
     "nettrim.sweeps.Sweeps.",
     # and Penalty
     *(f"nettrim.penalties.entrywise.{name}." for name in ("L1", "ElasticNet", "Ridge")),

@@ -87,6 +87,11 @@ def source_of(a: Any, name: str, first: int, last: int) -> Source:
         Of an array in memory these columns are sent; of one in a file its path, which the worker must be able to open.
     name : str
         For errors.
+    first, last : int
+
+    Returns
+    -------
+    Source
     """
     if not isinstance(a, Chunked):
         part = np.ascontiguousarray(to_host(a, name)[:, first:last])
