@@ -39,6 +39,8 @@ __all__ = ["METHODS", "Made", "OutOfReach", "Setting", "dense_of", "make", "memb
 
 #: columns of a convolution's inputs, and samples, that coresets are drawn from
 COLUMNS, CALIBRATION = 2000, 1000
+#: of Net-Trim, after which the search for a count goes on with a larger error: smaller ones may take an hour
+_ITERATIONS = 1500
 Part = tuple[np.ndarray, np.ndarray]
 
 
@@ -189,7 +191,8 @@ def _net_trim(scheme: str, rounds: int) -> Callable[..., Made]:
         paused: dict[str, Any] = {}
         if units is not None:
             paused = {"directory": units.place("layers"), "progress": _after_new_layers(units)}
-        pruned = ntt.prune(model, loader, density=densities, scheme=scheme, rounds=rounds, feas_tol=1e-3, **paused)
+        how: dict[str, Any] = {"density": densities, "scheme": scheme, "rounds": rounds}
+        pruned = ntt.prune(model, loader, **how, feas_tol=1e-3, max_iterations=_ITERATIONS, **paused)
         # each layer's own error on its own inputs; what several of them add up to is not proven for this network
         layers = max(report.error for report in pruned.reports)
         seconds += sum(report.seconds for report in pruned.reports)
