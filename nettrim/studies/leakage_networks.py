@@ -23,7 +23,7 @@ import nettrim.torch as ntt
 from nettrim.bounds.importance import importances, samples_needed, totals
 from nettrim.budget import Allocation, best_densities
 from nettrim.privacy.accountant import PrivacySpent, epsilon
-from nettrim.privacy.checkpoints import Checkpoint
+from nettrim.privacy.checkpoints import Checkpoint, digest, state_digest
 from nettrim.privacy.dp_sgd import Mechanism, PoissonBatches, dp_sgd
 from nettrim.privacy.iterative import Recipe, iterative, prunable
 from nettrim.privacy.layers import evaluation
@@ -35,11 +35,17 @@ from nettrim.studies.data import DataSet
 from nettrim.studies.pieces import Units
 from nettrim.studies.victims import Victim
 
-__all__ = ["METHODS", "Made", "Setting", "dense_of", "make", "members", "private", "tune"]
+__all__ = ["METHODS", "Made", "OutOfReach", "Setting", "dense_of", "make", "members", "private", "tune"]
 
 #: columns of a convolution's inputs, and samples, that coresets are drawn from
 COLUMNS, CALIBRATION = 2000, 1000
+#: of Net-Trim, after which the search for a count goes on with a larger error: smaller ones may take an hour
+_ITERATIONS = 1500
 Part = tuple[np.ndarray, np.ndarray]
+
+
+class OutOfReach(ValueError):
+    """A method cannot keep so few weights of a network, or says nothing of it at all."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,7 @@ def make(
 
     Raises
     ------
-    ValueError
+    OutOfReach
         The method cannot keep so few weights; the message says what it can.
     """
     made = METHODS[method](copy.deepcopy(dense).cpu(), kept, setting, samples, units)
@@ -185,7 +191,8 @@ def _net_trim(scheme: str, rounds: int) -> Callable[..., Made]:
         paused: dict[str, Any] = {}
         if units is not None:
             paused = {"directory": units.place("layers"), "progress": _after_new_layers(units)}
-        pruned = ntt.prune(model, loader, density=densities, scheme=scheme, rounds=rounds, feas_tol=1e-3, **paused)
+        how: dict[str, Any] = {"density": densities, "scheme": scheme, "rounds": rounds}
+        pruned = ntt.prune(model, loader, **how, feas_tol=1e-3, max_iterations=_ITERATIONS, **paused)
         # each layer's own error on its own inputs; what several of them add up to is not proven for this network
         layers = max(report.error for report in pruned.reports)
         seconds += sum(report.seconds for report in pruned.reports)
@@ -214,7 +221,10 @@ def _densities(
 ) -> tuple[Allocation, float]:
     """Densities of the layers, and the seconds that their curves have taken; the curves are the same for every row."""
     curves: dict[str, list[tuple[float, float]]] = {}
-    shared, seconds = None if units is None else Units(units.kept, "curves", units.folder), 0.0
+    shared, seconds = None, 0.0
+    if units is not None:
+        of = f"curves of {state_digest(model)} on {digest(*(batch.numpy() for batch in loader))}"
+        shared = Units(units.kept, of, units.folder)
     weights = {name.removesuffix(".weight"): weight.numel() for name, weight in prunable(model).items()}
     for name in weights:
 
@@ -235,13 +245,16 @@ def _coreset(prune: Callable[..., Any]) -> Callable[..., Made]:
         largest = 0.0
         for module, X in _inputs(model, x[: setting.calibration]):
             W = module.weight.detach().numpy().reshape(len(module.weight), -1).T
-            # a sampled coreset has a weight of every half at least, and of no weight without importance
             # which weights have any depends on the samples, so that the coreset is of these and no others
             X = X[:, : samples_needed(int(np.count_nonzero(W)), 0.5)]
-            s = importances(W, X)
-            fewest, most = np.count_nonzero(totals(W, s)), np.count_nonzero(s)
-            count = int(np.clip(round(kept * W.size), fewest, most))
-            core = prune(W, X, nnz=count, samples=X.shape[1], seed=setting.recipe.seed)
+            try:
+                s = importances(W, X)
+                # a sampled coreset has a weight of every half at least, and of no weight without importance
+                fewest, most = np.count_nonzero(totals(W, s)), np.count_nonzero(s)
+                count = int(np.clip(round(kept * W.size), fewest, most))
+                core = prune(W, X, nnz=count, samples=X.shape[1], seed=setting.recipe.seed)
+            except ValueError as error:
+                raise OutOfReach(str(error)) from error
             largest = max(largest, float(core.epsilon.max()))
             with torch.no_grad():
                 module.weight.copy_(torch.from_numpy(core.W.T.reshape(module.weight.shape).copy()))
@@ -254,7 +267,7 @@ def _neurons(model: nn.Sequential, kept: float, setting: Setting, samples: DataS
     x, _ = members(setting, samples)
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if len(linear) != 3:
-        raise ValueError("neurons are those of two hidden linear layers, which this network does not have")
+        raise OutOfReach("neurons are those of two hidden linear layers, which this network does not have")
     convolutions = sum(w.numel() for w in prunable(model).values() if w.ndim == 4)
     # first, second and last layer after a part c of the neurons of either hidden layer is kept
     a, b, d = linear[0].weight.numel(), linear[1].weight.numel(), linear[2].weight.numel()
@@ -262,7 +275,7 @@ def _neurons(model: nn.Sequential, kept: float, setting: Setting, samples: DataS
     part = (-(a + d) + math.sqrt((a + d) ** 2 + 4 * b * max(wanted, 0))) / (2 * b)
     if wanted <= 0 or part * linear[1].out_features < 1:
         lowest = (convolutions + (a + d) / 84 + b / 84**2) / (convolutions + a + b + d)
-        raise ValueError(f"neurons of the linear layers alone: at least {lowest:.1%} of the weights are kept")
+        raise OutOfReach(f"neurons of the linear layers alone: at least {lowest:.1%} of the weights are kept")
     inputs = {id(module): X for module, X in _inputs(model, x[: setting.calibration])}
     largest = 0.0
     for one, two in pairwise(linear):
