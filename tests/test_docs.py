@@ -165,6 +165,17 @@ def test_commands_and_their_options_exist(path):
     assert [f"{c}: {t}" for c in calls(text) for part in c.split(" && ") if (t := trouble(part))] == []
 
 
+def test_options_exist_that_stand_alone():
+    """Options named in running text, without their command."""
+    text = "".join(FENCE.sub("", path.read_text(encoding="utf-8")) for path in TEXTS)
+    found = set(re.findall(r"`(--[a-z][\w-]*)", text))
+    known = {option for command in COMMANDS.values() for p in command.params for option in (*p.opts, *p.secondary_opts)}
+    # those of nettrim's scripts and of the programs that it is developed with
+    others = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "bench").glob("*.py"))
+    assert len(found & known) > 10
+    assert [option for option in sorted(found - known) if f'"{option}"' not in others] == []
+
+
 @pytest.mark.parametrize("call", ["nettrim frobnicate x", "nettrim solve in.npz --frobnicate", "nettrim prune -x y"])
 def test_a_command_that_does_not_exist_is_found(call):
     for text in (f"```sh\n{call}\n```", f"    {call}\n", f"as `{call}` does"):

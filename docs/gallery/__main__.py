@@ -1,4 +1,4 @@
-"""Draw the gallery's pictures into docs/_static: ``python docs/gallery``, or with names for some of them."""
+"""Draw the gallery's pictures: ``python docs/gallery``, or with names for some."""
 
 import runpy
 import sys
@@ -6,7 +6,16 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 #: in the order of the page
-EXAMPLES = ("curve", "rounds", "methods", "inputs", "moments", "convolution", "network", "search")
+EXAMPLES = (
+    "curve",
+    "rounds",
+    "methods",
+    "inputs",
+    "moments",
+    "convolution",
+    "network",
+    "search",
+)
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or EXAMPLES:

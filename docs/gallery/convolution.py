@@ -1,12 +1,12 @@
 """A convolution, pruned through its windows."""
 
+import nettrim as nt
 import numpy as np
 import torch
-from digits import images, labels, stored
-from picture import SIGNED, bare, panels, save
 from torch import nn
 
-import nettrim as nt
+from digits import images, labels, stored
+from picture import SIGNED, bare, panels, save
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -19,18 +19,27 @@ for _ in range(15):
     for batch in torch.randperm(797).split(64):
         chosen = stored["train"][batch]
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(pictures[chosen]), classes[chosen]).backward()
+        nn.functional.cross_entropy(
+            model(pictures[chosen]), classes[chosen]
+        ).backward()
         optimizer.step()
 
 
 def accuracy():
-    return (model(pictures[stored["test"]]).argmax(1) == classes[stored["test"]]).float().mean().item()
+    return (
+        (model(pictures[stored["test"]]).argmax(1) == classes[stored["test"]])
+        .float()
+        .mean()
+        .item()
+    )
 
 
 with torch.no_grad():
     inputs = torch.relu(first(pictures[stored["calibration"]]))
     outputs = torch.relu(second(inputs))
-    windows = nt.Convolution(inputs, kernel=3, padding=1, bias=True)  # 73 x 19200, never made
+    windows = nt.Convolution(
+        inputs, kernel=3, padding=1, bias=True
+    )  # 73 x 19200, never made
     C = np.ones(73)
     C[-1] = 0
     sol = nt.solve(windows, windows.flatten(outputs), epsilon=0.1, C=C)
@@ -42,11 +51,19 @@ with torch.no_grad():
     pruned = accuracy()
 
 figure, maps = panels(height=2.2)
-for axes, weight, name in ((maps[0], before, "trained"), (maps[1], kernels, "pruned")):
-    tiles = np.full((8 * 4 - 1, 16 * 4 - 1), np.nan)  # an input channel a row, an output channel a column
+for axes, weight, name in (
+    (maps[0], before, "trained"),
+    (maps[1], kernels, "pruned"),
+):
+    tiles = np.full(
+        (8 * 4 - 1, 16 * 4 - 1), np.nan
+    )  # an input channel a row, an output channel a column
     for m, c in np.ndindex(16, 8):
-        tiles[4 * c : 4 * c + 3, 4 * m : 4 * m + 3] = np.where(weight[m, c] == 0, np.nan, weight[m, c])
+        tiles[4 * c : 4 * c + 3, 4 * m : 4 * m + 3] = np.where(
+            weight[m, c] == 0, np.nan, weight[m, c]
+        )
     axes.imshow(tiles, cmap=SIGNED, vmin=-0.4, vmax=0.4)
-    bare(axes, f"{name}: {np.mean(weight != 0):.0%}, accuracy {dense if name == 'trained' else pruned:.1%}")
+    reached = dense if weight is before else pruned
+    bare(axes, f"{name}: {np.mean(weight != 0):.0%}, accuracy {reached:.1%}")
     axes.set(xlabel="16 output channels", ylabel="8 input channels")
 save(figure, "convolution")

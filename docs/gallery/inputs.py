@@ -1,9 +1,9 @@
 """Single weights, or whole inputs: which pixels does the first layer read?"""
 
+import nettrim as nt
+
 from digits import calibration, layer
 from picture import bare, panels, save
-
-import nettrim as nt
 
 X, Y, C = layer(0, calibration)
 Y = Y[:60]  # 60 of its 300 neurons
@@ -16,7 +16,10 @@ solutions = {
 figure, maps = panels(1, 3, height=2.7)
 for axes, (name, sol) in zip(maps, solutions.items(), strict=True):
     readers = (sol.W[:-1] != 0).sum(axis=1)  # neurons that read each pixel
-    image = axes.imshow(readers.reshape(8, 8), vmin=0, vmax=sol.W.shape[1], cmap="Blues")
-    bare(axes, f"{name}: {(readers > 0).sum()} of 64 pixels,\n{sol.density:.0%} of the weights")
+    image = axes.imshow(
+        readers.reshape(8, 8), vmin=0, vmax=sol.W.shape[1], cmap="Blues"
+    )
+    read = f"{(readers > 0).sum()} of 64 pixels"
+    bare(axes, f"{name}: {read},\n{sol.density:.0%} of the weights")
 figure.colorbar(image, ax=maps, label="neurons that read the pixel")
 save(figure, "inputs")

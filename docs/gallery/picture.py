@@ -9,22 +9,44 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 FOLDER = Path(__file__).resolve().parent.parent / "_static"
 #: of Okabe and Ito, which stay apart for colour-blind readers
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8a9299"
+BLUE, ORANGE, GREEN, PURPLE, GREY = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#8a9299",
+)
 #: blue, grey and red for weights; white is kept for exact zeros, given as NaN
-SIGNED = LinearSegmentedColormap.from_list("signed", ["#053061", BLUE, "#dfe3e6", ORANGE, "#67200a"])
+SIGNED = LinearSegmentedColormap.from_list(
+    "signed", ["#053061", BLUE, "#dfe3e6", ORANGE, "#67200a"]
+)
 SIGNED.set_bad("white")
 
 matplotlib.rcParams.update(
     {
-        **{"font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "legend.frameon": False},
-        **{"axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.5, "lines.markersize": 4},
+        **{
+            "font.size": 9,
+            "axes.titlesize": 9,
+            "axes.labelsize": 9,
+            "legend.fontsize": 8,
+            "legend.frameon": False,
+        },
+        **{
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "lines.linewidth": 1.5,
+            "lines.markersize": 4,
+        },
     }
 )
 
 
 def panels(rows=1, columns=2, height=2.8):
     """A figure and its axes."""
-    figure = Figure(figsize=(7.5, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+    figure = Figure(
+        figsize=(7.5, height),
+        layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08),
+    )
     return figure, figure.subplots(rows, columns)
 
 
