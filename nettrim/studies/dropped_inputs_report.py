@@ -39,6 +39,9 @@ def _dropped(rows: Rows) -> list[dict[str, str]]:
                 "of these, not blank in the calibration samples": mean(
                     [len(set(row["dropped"]) - set(at["blank"])) for row, at in zip(found, own, strict=True)], 0
                 ),
+                "images with ink there: median, %": mean(
+                    [v for v in map(_median, found, own) if v is not None], 2, 100
+                ),
                 "less ink than one that is read, %": mean(
                     [row["separation"] for row in found if row["separation"] is not None], 1, 100
                 ),
@@ -48,6 +51,12 @@ def _dropped(rows: Rows) -> list[dict[str, str]]:
             }
         )
     return made
+
+
+def _median(row: dict[str, Any], pixels: dict[str, Any]) -> float | None:
+    """Of the dropped pixels that are not blank, the median of the images that have ink there; None without any."""
+    ink = [pixels["ink"][at] for at in set(row["dropped"]) - set(pixels["blank"])]
+    return float(np.median(ink)) if ink else None
 
 
 def plot(records: Records, folder: Path) -> list[Path]:

@@ -48,7 +48,7 @@ def _network(rows: Rows) -> list[dict[str, str]]:
                 "samples": f"{samples}",
                 "scheme": scheme,
                 "epsilon": f"{epsilon:g}",
-                "subsets": f"{len(found)}",
+                "runs": f"{len(found)}",
                 "zeros, %": mean(_per_seed(found, lambda row: row["zeros"]), 1, 100),
                 "discrepancy": mean(_per_seed(found, lambda row: row["discrepancy"]["calibration"]), 3),
                 "on validation samples": mean(_per_seed(found, lambda row: row["discrepancy"]["validation"]), 3),
