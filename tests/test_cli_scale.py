@@ -225,7 +225,6 @@ def test_ctrl_c_keeps_the_finished_layers(network, run):
         "run",
         "--epsilon",
     ]
-    # no end in sight for two of the layers
     command += ["0.01", "--method", "admm", "--gap-tol", "1e-15", "--dask", "processes"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
