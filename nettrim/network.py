@@ -31,8 +31,6 @@ from typing import Any
 import numpy as np
 
 from nettrim.budget import Allocation
-from nettrim.distributed.cluster import connect
-from nettrim.distributed.fan import Job, fan_out
 from nettrim.flow import SCHEMES, after, check_network, chosen_layers, run, split
 from nettrim.how import How
 from nettrim.layer import Layer, PrunedLayer, kind_of, prune_layer
@@ -375,6 +373,10 @@ def _beside(
     options: dict[str, Any],
 ) -> dict[str, PrunedLayer]:
     """The chosen layers of the parallel scheme, by their names, as tasks of a cluster."""
+    # only who has a cluster needs it
+    from nettrim.distributed.cluster import connect
+    from nettrim.distributed.fan import Job, fan_out
+
     what, numbers = number
     threads, callback = options.pop("n_threads", None), options.pop("callback", None)
 

@@ -185,7 +185,8 @@ def test_the_smoke_preset_goes_on(tmp_path, capsys):
     rows = json.loads(capsys.readouterr().out)
     assert [row["case"] for row in rows] == [case.name for case in networks.PRESETS["smoke"].cases]
     for row in rows:
-        assert 0 < row["kept"] < 1 and all(layer["status"] == "solved" for layer in row["layers"])
+        # of 180 samples in float32: a layer may end within ten times the tolerances
+        assert 0 < row["kept"] < 1 and all(layer["status"].startswith("solved") for layer in row["layers"])
         assert ("tuned" in row) == ("epochs" in row)
     assert cli.main(command) == 0
     found = capsys.readouterr()

@@ -740,7 +740,7 @@ def test_a_path_turns_no_more_often_than_its_inputs_allow(monkeypatch):
     follow, seen = path.follow, []
 
     def watched(*arguments):
-        inputs, bounds, most = arguments[0].shape[0], arguments[3].shape[1], arguments[-1]
+        inputs, bounds, most = arguments[0].shape[0], arguments[3].shape[1], arguments[-2]
         seen.append((inputs, bounds, most))
         return follow(*arguments)
 

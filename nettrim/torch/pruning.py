@@ -20,8 +20,6 @@ from torch import nn
 from nettrim import __version__
 from nettrim.archives import open_npz
 from nettrim.budget import Allocation
-from nettrim.distributed.cluster import connect
-from nettrim.distributed.fan import Job, fan_out
 from nettrim.flow import SCHEMES
 from nettrim.how import How
 from nettrim.layer import USABLE, Layer, solve_groups
@@ -259,6 +257,8 @@ def prune(
     run.begin(found, {what: numbers, **options, **making})
     reports = []
     if client is not None:
+        from nettrim.distributed.cluster import connect
+
         with connect(client) as there:
             reports = run.beside(there, found, numbers, wanted is not None, progress)
     for k, (target, number) in enumerate(zip(found, numbers, strict=True) if client is None else ()):
@@ -352,6 +352,8 @@ class _Run:
             reports[k] = report
             if progress is not None:
                 progress(report)
+
+        from nettrim.distributed.fan import Job, fan_out
 
         for k, target in enumerate(found):
             earlier = self._earlier(target, k)
