@@ -376,7 +376,8 @@ def _inputs(model: nn.Sequential, x: np.ndarray) -> list[tuple[Any, np.ndarray]]
         columns = windows.transpose(0, 1).flatten(1).numpy()
         # where nothing enters, nothing is decided
         columns = columns[:, columns.any(0)]
-        found.append((module, columns[:, rng.choice(columns.shape[1], COLUMNS, replace=False)]))
+        count = min(COLUMNS, columns.shape[1])
+        found.append((module, columns[:, rng.choice(columns.shape[1], count, replace=False)]))
 
     chosen = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     handles = [module.register_forward_pre_hook(seen) for module in chosen]
