@@ -7,8 +7,10 @@ import runpy
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 GALLERY = ROOT / "docs" / "gallery"
@@ -20,14 +22,17 @@ def run(monkeypatch, tmp_path):
     """Run an example, with its picture going to a folder of its own; what it has defined is returned."""
     monkeypatch.syspath_prepend(str(GALLERY))
     shared = ("digits", "picture")
-    monkeypatch.setattr(importlib.import_module("picture"), "FOLDER", tmp_path)
+    threads = torch.get_num_threads()
 
     def example(name: str) -> dict:
         found = runpy.run_path(str(GALLERY / f"{name}.py"))
         assert [path.name for path in tmp_path.iterdir()] == [f"gallery_{name}.png"]
         return found
 
-    yield example
+    with matplotlib.rc_context():
+        monkeypatch.setattr(importlib.import_module("picture"), "FOLDER", tmp_path)
+        yield example
+    torch.set_num_threads(threads)
     for module in shared:
         sys.modules.pop(module, None)
 
