@@ -14,6 +14,8 @@ extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.docte
 exclude_patterns = ["_build", "_generated"]
 html_theme = "furo"
 html_title = f"nettrim {release}"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]  # measured tables have many columns
 pygments_style = "default"
 
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "substitution"]

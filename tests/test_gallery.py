@@ -7,8 +7,10 @@ import runpy
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
+import torch
 from threadpoolctl import threadpool_limits
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +23,7 @@ def run(monkeypatch, tmp_path):
     """Run an example, with its picture going to a folder of its own; what it has defined is returned."""
     monkeypatch.syspath_prepend(str(GALLERY))
     shared = ("digits", "picture")
-    monkeypatch.setattr(importlib.import_module("picture"), "FOLDER", tmp_path)
+    threads = torch.get_num_threads()
 
     def example(name: str) -> dict:
         # on a busy machine the threads of small products would wait for each other
@@ -30,7 +32,10 @@ def run(monkeypatch, tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == [f"gallery_{name}.png"]
         return found
 
-    yield example
+    with matplotlib.rc_context():
+        monkeypatch.setattr(importlib.import_module("picture"), "FOLDER", tmp_path)
+        yield example
+    torch.set_num_threads(threads)
     for module in shared:
         sys.modules.pop(module, None)
 

@@ -6,7 +6,7 @@ from digits import calibration, heldout, layer
 from picture import BLUE, ORANGE, panels, save
 
 X, Y, C = layer(1, calibration)
-path = nt.path(X, Y, C=C, heldout=layer(1, heldout)[:2])
+path = nt.path(X, Y, (0.3, 0.2, 0.1, 0.05), C=C, heldout=layer(1, heldout)[:2])
 
 figure, (kept, error) = panels()
 epsilons = [100 * e for e in path.epsilons]

@@ -9,7 +9,7 @@ layers = [
     nt.Layer(W.T, b, relu=k < 2, name=f"layer {k + 1}")
     for k, (W, b) in enumerate(zip(weights, biases, strict=True))
 ]
-epsilons = (0.1, 0.2, 0.3)
+epsilons = (0.1, 0.3)
 pruned = {
     scheme: [
         nt.prune(layers, calibration, epsilon=epsilon, scheme=scheme)

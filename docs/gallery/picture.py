@@ -9,34 +9,25 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 FOLDER = Path(__file__).resolve().parent.parent / "_static"
 #: of Okabe and Ito, which stay apart for colour-blind readers
-BLUE, ORANGE, GREEN, PURPLE, GREY = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#8a9299",
-)
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+PURPLE, GREY = "#CC79A7", "#8a9299"
 #: blue, grey and red for weights; white is kept for exact zeros, given as NaN
-SIGNED = LinearSegmentedColormap.from_list(
-    "signed", ["#053061", BLUE, "#dfe3e6", ORANGE, "#67200a"]
+LADDER = ["#053061", BLUE, "#dfe3e6", ORANGE, "#67200a"]
+SIGNED = LinearSegmentedColormap.from_list("signed", LADDER).with_extremes(
+    bad="white"
 )
-SIGNED.set_bad("white")
 
 matplotlib.rcParams.update(
     {
-        **{
-            "font.size": 9,
-            "axes.titlesize": 9,
-            "axes.labelsize": 9,
-            "legend.fontsize": 8,
-            "legend.frameon": False,
-        },
-        **{
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "lines.linewidth": 1.5,
-            "lines.markersize": 4,
-        },
+        "font.size": 9,
+        "axes.titlesize": 9,
+        "axes.labelsize": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.fontsize": 8,
+        "legend.frameon": False,
+        "lines.linewidth": 1.5,
+        "lines.markersize": 4,
     }
 )
 
