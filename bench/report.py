@@ -225,14 +225,14 @@ def outofcore(record: dict | None) -> list[str]:
     if not record:
         return []
     out = [
-        "| samples | N x P -> M | cache | memory, peak | state | iteration | of processors | predicted "
+        "| samples | N x P -> M | threads | cache | memory, peak | state | iteration | of processors | predicted "
         "| disk, products alone | read, written | disk alone |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"|{'---|' * 12}",
     ]
     for r in record["rows"]:
         state = "on disk" if r["scratch"] else "in memory"
         out.append(
-            f"| in {r['samples']} | {r['N']} x {r['P']} -> {r['M']} "
+            f"| in {r['samples']} | {r['N']} x {r['P']} -> {r['M']} | {r['threads']} "
             f"| {'dropped before a pass' if r['cold'] else 'kept'} "
             f"| {r['memory'] / 1e6:.0f} MB, {r['peak'] / 1e6:.0f} MB | {state} | {r['iteration_seconds']:.2f} s "
             f"| {r['processor_seconds']:.2f} s | {r['predicted_seconds']:.2f} s "
@@ -244,7 +244,7 @@ def outofcore(record: dict | None) -> list[str]:
         *out,
         "",
         "float32. `cache`: whether the kernel had the samples in its cache; the state, written a moment before, may be "
-        "there in either case. Where other programs ran beside the benchmark, the seconds of processors say less of "
+        "there in either case. `threads` are of the products; one more reads. Where other programs ran beside the benchmark, the seconds of processors say less of "
         "them than the clock. "
         f"{environment(record['environment'])}.",
         "",
