@@ -17,11 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 NAMES = {"admm": "ADMM", "working_set": "working sets"}
 
 
-def environment(env: dict) -> str:
-    return (
-        f"{env['cpu']}, {env['threads']} threads, NumPy {env['numpy']}, SciPy {env['scipy']}, Numba {env['numba']}, "
-        f"{env['date'][:10]}"
-    )
+def environment(env: dict, threads: bool = True) -> str:
+    count = f"{env['threads']} threads, " if threads else ""
+    return f"{env['cpu']}, {count}NumPy {env['numpy']}, SciPy {env['scipy']}, Numba {env['numba']}, {env['date'][:10]}"
 
 
 def published(record: dict) -> list[str]:
@@ -243,10 +241,10 @@ def outofcore(record: dict | None) -> list[str]:
     return [
         *out,
         "",
-        "float32. `cache`: whether the kernel had the samples in its cache; the state, written a moment before, may be "
-        "there in either case. `threads` are of the products; one more reads. Where other programs ran beside the benchmark, the seconds of processors say less of "
-        "them than the clock. "
-        f"{environment(record['environment'])}.",
+        "float32. `threads` are of the products; one more reads. `cache`: whether the kernel had the samples in its "
+        "cache; the state, written a moment before, may be there in either case. Where other programs ran beside the "
+        "benchmark, the seconds of processors say less of them than the clock. "
+        f"{environment(record['environment'], threads=False)}.",
         "",
     ]
 
