@@ -193,7 +193,13 @@ class _Layer:
     """One hidden layer between its original inputs and outputs, and its solver."""
 
     def __init__(
-        self, name: str, bias: np.ndarray, calibration: tuple, heldout: tuple, epsilon: float, settings: Settings
+        self,
+        name: str,
+        bias: np.ndarray,
+        calibration: tuple[np.ndarray, ...],
+        heldout: tuple[np.ndarray, ...],
+        epsilon: float,
+        settings: Settings,
     ):
         self.name, self.bias = name, bias
         self.calibration, self.heldout = self._columns(*calibration), self._columns(*heldout)

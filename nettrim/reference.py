@@ -129,7 +129,7 @@ def _row(V: np.ndarray, m: int, P: int) -> np.ndarray:
     return np.broadcast_to(V if V.size == 1 else V[m : m + 1], (1, P))[0].astype(np.float64)
 
 
-def _balls(cp: ModuleType, residuals: list, on: list, radii: np.ndarray) -> tuple[list, list]:
+def _balls(cp: ModuleType, residuals: list[Any], on: list[Any], radii: np.ndarray) -> tuple[list[Any], list[Any]]:
     """Ball constraints as (neurons, constraint) pairs; equalities for a radius of zero."""
     filled = [m for m, s in enumerate(on) if s.size]
     groups = [[m] for m in filled] if radii.size > 1 else [filled] if filled else []
@@ -141,7 +141,7 @@ def _balls(cp: ModuleType, residuals: list, on: list, radii: np.ndarray) -> tupl
     return balls, [constraint for _, constraint in balls]
 
 
-def _ball_multipliers(dual: np.ndarray, balls: list, on: list, radii: np.ndarray) -> None:
+def _ball_multipliers(dual: np.ndarray, balls: list[Any], on: list[Any], radii: np.ndarray) -> None:
     """Lambda on Omega: the vector part of the cone's multiplier (sign turned), or an equality's multipliers."""
     for group, constraint in balls:
         if radii[group[0] if radii.size > 1 else 0] > 0:

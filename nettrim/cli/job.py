@@ -29,7 +29,7 @@ __all__ = ["FILE", "Job", "arguments"]
 FILE = "job.json"
 
 
-def arguments(batch: tuple[Any, ...]) -> tuple[tuple, dict]:
+def arguments(batch: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A batch is the model's positional arguments."""
     return batch, {}
 

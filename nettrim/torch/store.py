@@ -352,8 +352,8 @@ def _state(model: Any) -> dict[str, torch.Tensor]:
 def _detached(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors on the CPU, contiguous and none in another's memory; and for each tied one the first that it is."""
     made: dict[str, torch.Tensor] = {}
-    first: dict[tuple, str] = {}
-    memory: set[tuple] = set()
+    first: dict[tuple[Any, ...], str] = {}
+    memory: set[tuple[Any, ...]] = set()
     tied: dict[str, str] = {}
     for key, tensor in state.items():
         place = (tensor.device, tensor.untyped_storage().data_ptr())
