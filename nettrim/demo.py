@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from nettrim.demo_picture import draw
+from nettrim.extras import install
 from nettrim.interrupt import Interrupt
 from nettrim.problem import Problem
 from nettrim.report import write_atomically
@@ -161,7 +162,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("the demo needs scikit-learn (its digits): pip install nettrim[demo]") from error
+        raise ImportError(f"the demo needs scikit-learn (its digits): {install('demo')}") from error
     bundle = load_digits()
     return (bundle.data / 16).astype(np.float32), bundle.target
 
@@ -447,5 +448,5 @@ def _matplotlib() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise ImportError("the demo needs matplotlib (its picture): pip install nettrim[demo]") from error
+        raise ImportError(f"the demo needs matplotlib (its picture): {install('demo')}") from error
     return matplotlib

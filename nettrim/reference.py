@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nettrim.extras import install
 from nettrim.operators import ReducedLinear
 from nettrim.problem import Problem
 from nettrim.solution import Solution, Status, certify
@@ -26,7 +27,7 @@ def _cvxpy() -> ModuleType:
     try:
         import cvxpy
     except ImportError as error:
-        raise ImportError("nettrim.reference needs cvxpy: pip install 'nettrim[reference]'") from error
+        raise ImportError(f"nettrim.reference needs cvxpy: {install('reference')}") from error
     return cvxpy
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from nettrim.backends.base import MOMENTS_BYTES
+from nettrim.extras import install
 
 __all__ = ["CudaTransfers", "CupyBackend"]
 
@@ -32,7 +33,7 @@ def _cupy() -> Any:
         import cupy
     except ImportError as error:
         raise ImportError(
-            "backend=\"cupy\" needs CuPy: pip install 'nettrim[cuda12]' or 'nettrim[cuda13]', for your CUDA version"
+            f'backend="cupy" needs CuPy: {install("cuda12")}, or cuda13, by the version of CUDA'
         ) from error
     try:
         import cupy.cublas

@@ -19,6 +19,7 @@ import scipy.sparse
 import torch
 from torch import nn
 
+from nettrim.extras import install
 from nettrim.report import to_json, write_atomically
 
 __all__ = ["latency", "load", "save", "sizes"]
@@ -430,5 +431,5 @@ def _safetensors() -> Any:
         import safetensors
         import safetensors.torch
     except ImportError as error:
-        raise ImportError("nettrim.torch needs safetensors to save and load: pip install 'nettrim[torch]'") from error
+        raise ImportError(f"nettrim.torch needs safetensors to save and load: {install('torch')}") from error
     return safetensors
