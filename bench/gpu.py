@@ -50,14 +50,19 @@ if not LIMITED:
     sys.modules["threadpoolctl"].threadpool_info = list
     sys.modules["threadpoolctl"].threadpool_limits = lambda *_: None
 
+try:
+    import nettrim as nt
+except ImportError:
+    # not installed: the kernels lie beside the package
+    folder = Path(__file__).parent.parent / "kernels"
+    spec = importlib.util.spec_from_file_location(
+        "nettrim.kernels", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    sys.modules["nettrim.kernels"] = importlib.util.module_from_spec(spec)
+    import nettrim as nt
+
 import common  # noqa: E402
 from common import environment, write  # noqa: E402
-
-import nettrim as nt  # noqa: E402
-
-if importlib.util.find_spec("nettrim.kernels") is None:
-    # not installed: the kernels lie beside the package
-    nt.__path__.append(str(Path(__file__).parent.parent))
 
 from nettrim import backends  # noqa: E402
 from nettrim import device as choice  # noqa: E402

@@ -8,6 +8,15 @@
 <Status.SOLVED: 'solved'>
 """
 
+from importlib.util import find_spec
+
+if find_spec("nettrim.kernels") is None:
+    # they lie beside the package in the sources, and in it where it is installed, if only as editable
+    raise ImportError(
+        f"nettrim was imported from its sources, {__path__[0]}, where Python does not find its kernels: "
+        "run pip install -e . in the clone, or start Python in another folder"
+    )
+
 from nettrim import penalties
 from nettrim.budget import Allocation, allocate
 from nettrim.calls import solve, sparsest

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from nettrim.extras import install
+
 __all__ = ["on_gpu", "place_of", "to_host"]
 
 #: DLPack's codes of memory that the host can read
@@ -89,6 +91,6 @@ def _cupy(name: str) -> Any:
         import cupy
     except ImportError as error:
         raise ImportError(
-            f"{name} is on a GPU, and copying it needs CuPy: pip install 'nettrim[cuda12]' or 'nettrim[cuda13]'"
+            f"{name} is on a GPU, and copying it needs CuPy: {install('cuda12')}, or cuda13, by the version of CUDA"
         ) from error
     return cupy

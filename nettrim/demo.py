@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from nettrim.demo_picture import draw
+from nettrim.extras import install
 from nettrim.interrupt import Interrupt
 from nettrim.problem import Problem
 from nettrim.report import write_atomically
@@ -161,7 +162,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("the demo needs scikit-learn (its digits): pip install nettrim[demo]") from error
+        raise ImportError(f"the demo needs scikit-learn (its digits): {install('demo')}") from error
     bundle = load_digits()
     return (bundle.data / 16).astype(np.float32), bundle.target
 
@@ -193,7 +194,13 @@ class _Layer:
     """One hidden layer between its original inputs and outputs, and its solver."""
 
     def __init__(
-        self, name: str, bias: np.ndarray, calibration: tuple, heldout: tuple, epsilon: float, settings: Settings
+        self,
+        name: str,
+        bias: np.ndarray,
+        calibration: tuple[np.ndarray, ...],
+        heldout: tuple[np.ndarray, ...],
+        epsilon: float,
+        settings: Settings,
     ):
         self.name, self.bias = name, bias
         self.calibration, self.heldout = self._columns(*calibration), self._columns(*heldout)
@@ -441,5 +448,5 @@ def _matplotlib() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise ImportError("the demo needs matplotlib (its picture): pip install nettrim[demo]") from error
+        raise ImportError(f"the demo needs matplotlib (its picture): {install('demo')}") from error
     return matplotlib

@@ -14,23 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from nettrim.extras import OPTIONAL
+
 __all__ = ["examine"]
 
-#: optional packages: distribution, module, extra that installs it
-OPTIONAL = (
-    ("cvxpy", "cvxpy", "reference"),
-    ("clarabel", "clarabel", "reference"),
-    ("scs", "scs", "reference"),
-    ("scikit-learn", "sklearn", "demo"),
-    ("matplotlib", "matplotlib", "demo"),
-    ("torch", "torch", "torch"),
-    ("safetensors", "safetensors", "torch"),
-    ("cupy", "cupy", "cuda12"),
-    ("dask", "dask", "dask"),
-    ("distributed", "distributed", "dask"),
-    ("pandas", "pandas", "studies"),
-    ("scikit-image", "skimage", "studies"),
-)
 #: folders that are looked for in $NETTRIM_DATA
 DATA_SETS = ("mnist", "cifar10")
 
@@ -51,8 +38,13 @@ def examine() -> dict[str, Any]:
         "blas": _blas(),
         "gpus": _gpus(),
         "optional": [
-            {"name": name, "version": _version_if_importable(name, module), "extra": extra}
-            for name, module, extra in OPTIONAL
+            {
+                "name": package.name,
+                "version": _version_if_importable(package.name, package.module),
+                "extra": ", ".join(package.extras),
+                "for": package.purpose,
+            }
+            for package in OPTIONAL
         ],
         "data": _data(),
         "self_check": check,

@@ -88,7 +88,9 @@ def after(function: Callable[[np.ndarray], np.ndarray] | None, outputs: np.ndarr
     return outputs if function is None else function(outputs)
 
 
-def run(layers: list[Layer], between: list, inputs: np.ndarray) -> list[np.ndarray]:
+def run(
+    layers: list[Layer], between: Sequence[Callable[[np.ndarray], np.ndarray] | None], inputs: np.ndarray
+) -> list[np.ndarray]:
     """What each layer passes on."""
     passed = []
     for layer, function in zip(layers, between, strict=True):

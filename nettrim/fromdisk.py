@@ -33,7 +33,7 @@ Array = Any
 class Parts:
     """The state: for each chunk an array, or its place in the scratch file."""
 
-    layout: tuple
+    layout: tuple[Any, ...]
     parts: list[Any]
     file: Scratch | None
 
@@ -130,8 +130,8 @@ class FromDisk(Sweeps):
     # the chunks, one after the other
 
     def _sweep(self, work: Callable[[Chunk], Any], *names: str, T: Parts | None = None, write: bool = False) -> None:
-        reads: dict[int, Future] = {}
-        writes: deque[Future] = deque()
+        reads: dict[int, Future[Any]] = {}
+        writes: deque[Future[Any]] = deque()
         upcoming = iter(self._streamed)
 
         def ahead() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nettrim import __version__
+from nettrim.extras import install
 from nettrim.units import as_seconds
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def render(model: str, names: Sequence[str], found: Comparison) -> str:
     try:
         import matplotlib
     except ImportError as error:
-        raise ImportError("nettrim report needs matplotlib: pip install 'nettrim[demo]'") from error
+        raise ImportError(f"nettrim report needs matplotlib: {install('demo')}") from error
     # the same page for the same runs
     with matplotlib.rc_context(_STYLE):
         plots = [

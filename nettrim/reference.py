@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nettrim.extras import install
 from nettrim.operators import ReducedLinear
 from nettrim.problem import Problem
 from nettrim.solution import Solution, Status, certify
@@ -26,7 +27,7 @@ def _cvxpy() -> ModuleType:
     try:
         import cvxpy
     except ImportError as error:
-        raise ImportError("nettrim.reference needs cvxpy: pip install 'nettrim[reference]'") from error
+        raise ImportError(f"nettrim.reference needs cvxpy: {install('reference')}") from error
     return cvxpy
 
 
@@ -129,7 +130,7 @@ def _row(V: np.ndarray, m: int, P: int) -> np.ndarray:
     return np.broadcast_to(V if V.size == 1 else V[m : m + 1], (1, P))[0].astype(np.float64)
 
 
-def _balls(cp: ModuleType, residuals: list, on: list, radii: np.ndarray) -> tuple[list, list]:
+def _balls(cp: ModuleType, residuals: list[Any], on: list[Any], radii: np.ndarray) -> tuple[list[Any], list[Any]]:
     """Ball constraints as (neurons, constraint) pairs; equalities for a radius of zero."""
     filled = [m for m, s in enumerate(on) if s.size]
     groups = [[m] for m in filled] if radii.size > 1 else [filled] if filled else []
@@ -141,7 +142,7 @@ def _balls(cp: ModuleType, residuals: list, on: list, radii: np.ndarray) -> tupl
     return balls, [constraint for _, constraint in balls]
 
 
-def _ball_multipliers(dual: np.ndarray, balls: list, on: list, radii: np.ndarray) -> None:
+def _ball_multipliers(dual: np.ndarray, balls: list[Any], on: list[Any], radii: np.ndarray) -> None:
     """Lambda on Omega: the vector part of the cone's multiplier (sign turned), or an equality's multipliers."""
     for group, constraint in balls:
         if radii[group[0] if radii.size > 1 else 0] > 0:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nettrim.extras import install
 from nettrim.problem import Problem
 from nettrim.report import table
 from nettrim.solution import Certificate, Solution, Status
@@ -272,8 +273,10 @@ def print_findings(found: dict[str, Any]) -> None:
         {
             "optional package": package["name"],
             "version": package["version"] or "-",
-            "": "" if package["version"] else f"pip install 'nettrim[{package['extra']}]'",
+            "extra": package["extra"],
+            "for": package["for"],
         }
         for package in found["optional"]
     ]
     console.print(table(rows, left=list(rows[0])))
+    print_lines(console, [f"If missing: {install('NAME')}"])

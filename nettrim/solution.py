@@ -422,7 +422,7 @@ class _Samples:
         return gram
 
 
-def _columns(arrays: tuple, samples: slice) -> tuple[Any, ...]:
+def _columns(arrays: tuple[Any, ...], samples: slice) -> tuple[Any, ...]:
     """Some columns of (X, Y, mask, V)."""
     X, Y, mask, V = arrays
     return X[:, samples], Y[:, samples], None if mask is None else mask[:, samples], V if V.size == 1 else V[:, samples]

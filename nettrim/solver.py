@@ -85,7 +85,7 @@ class Solver:
         self._samples: Samples | None = None
         self._plan: MemoryPlan | None = None
         self._disk_plan: DiskPlan | None = None
-        self._plan_of: tuple = ()
+        self._plan_of: tuple[Any, ...] = ()
         self._factor: Factor | None = None
         self._source: Any = None
         self._dtype: Any = None

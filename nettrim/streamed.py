@@ -29,7 +29,7 @@ THREAD_BYTES = 4 << 20
 class Split:
     """The state: an array a chunk, on the device for those that stay, else page-locked on the host."""
 
-    layout: tuple
+    layout: tuple[Any, ...]
     parts: list[Array]
 
 

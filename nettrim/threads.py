@@ -32,9 +32,9 @@ def limit(n_threads: int) -> Any:
 class Serial(Executor):
     """Work done at once, by the caller."""
 
-    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future:
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
         """The result of a call, at once."""
-        future: Future = Future()
+        future: Future[Any] = Future()
         future.set_result(function(*arguments, **options))
         return future
 

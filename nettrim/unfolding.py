@@ -55,7 +55,7 @@ class Unfolding(Convolution):
             raise ValueError(f"backend must be on the host; got {backend.name}")
         self._numba = backend.name == "numba"
         # the numba backend's product copies an output whose rows are not adjacent
-        self._product: Callable = gemm if self._numba else backend.product
+        self._product: Callable[..., Any] = gemm if self._numba else backend.product
         self._n_threads = getattr(backend, "n_threads", 1)
 
     def forward(self, W: Any, out: Any, alpha: float = 1.0, beta: float = 0.0) -> Any:
@@ -155,7 +155,7 @@ class Unfolding(Convolution):
         """Threads that the windows are worth."""
         return max(1, min(self._n_threads, self.shape[0] * self.shape[1] * self.dtype.itemsize // _THREAD_BYTES))
 
-    def _run(self, work: Callable[[list[Box]], Any]) -> list:
+    def _run(self, work: Callable[[list[Box]], Any]) -> list[Any]:
         """Results of `work` on equal shares of the boxes, in order, each in its own thread.
 
         Copies and products alternate, so BLAS is held to one thread each (see nettrim.backends.gemm).

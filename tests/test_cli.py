@@ -496,10 +496,12 @@ def test_doctor(run, monkeypatch, tmp_path):
     assert found["self_check"]["status"] == "solved" and found["self_check"]["seconds"] > 0
     assert found["data"]["found"] == ["mnist"] and found["cores"] >= 1 and found["blas"]
     names = {package["name"] for package in found["optional"]}
-    assert {"cvxpy", "scikit-learn", "torch", "cupy", "dask"} <= names
+    assert {"cvxpy", "scikit-learn", "torch", "cupy", "dask", "opacus", "h5py", "zarr"} <= names
     monkeypatch.delenv("NETTRIM_DATA")
     code, out, err = run("doctor")
     assert code == CERTIFIED and err == "" and "self-check" in out and "NETTRIM_DATA is not set" in out
+    assert "cuda12, cuda13" in out and "…" not in out and "pip install -e '.[NAME]'" in out
+    assert max(len(line.rstrip()) for line in out[out.index("optional package") :].splitlines()) <= 85
 
 
 # report

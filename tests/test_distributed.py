@@ -409,7 +409,7 @@ sys.modules["distributed"] = None
 try:
     nettrim.distributed.solve(None, None, 0.1)
 except ImportError as error:
-    assert "nettrim[dask]" in str(error)
+    assert "extra dask" in str(error)
 else:
     raise SystemExit("no ImportError")
 """

@@ -367,5 +367,5 @@ def test_what_epsilon_refuses(arguments, message):
 def test_opacus_is_named_where_it_is_missing(monkeypatch):
     spent_by._spent.cache_clear()
     monkeypatch.setitem(sys.modules, "opacus.accountants", None)
-    with pytest.raises(ImportError, match="nettrim\\[privacy\\]"):
+    with pytest.raises(ImportError, match="extra privacy"):
         spent_by.epsilon(1, 0.1, 1.0)

@@ -1,11 +1,20 @@
-"""`import nettrim` is light: no optional package, and under half a second."""
+"""`import nettrim` is light: no optional package, and under half a second; what is said where something is missing."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
+import numpy as np
+
+from nettrim.extras import OPTIONAL, install
+
+ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {
     "torch",
     "distributed",
@@ -63,8 +72,77 @@ assert nettrim.reference
 try:
     nt.reference.solve(nt.Problem(np.ones((2, 3)), np.ones((1, 3)), 0.1))
 except ImportError as error:
-    assert "nettrim[reference]" in str(error), error
+    assert "extra reference" in str(error), error
 else:
     raise SystemExit("no ImportError")
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd="/")
+
+
+def test_nettrim_torch_names_its_extra():
+    program = """
+import sys
+sys.modules["torch"] = None
+try:
+    import nettrim.torch
+except ImportError as error:
+    assert "needs PyTorch" in str(error) and "extra torch" in str(error), error
+else:
+    raise SystemExit("no ImportError")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd="/")
+
+
+def test_sources_that_are_not_installed_say_so():
+    """As in the clone after a plain `pip install .`: without `site`, an editable installation is not seen either."""
+    paths = os.pathsep.join((str(ROOT), str(Path(np.__file__).parents[1])))
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "import nettrim"],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )
+    last = done.stderr.strip().split("\n")[-1]
+    assert last.startswith("ImportError: nettrim was imported from its sources") and str(ROOT) in last
+    assert "pip install -e ." in last
+
+
+# the extras
+
+
+def extras() -> dict[str, set[str]]:
+    """Names of the packages that each extra of pyproject.toml brings itself, but for those of developers."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    return {
+        extra: {re.split(r"[\[=<>~! ]", package)[0] for package in packages} - {"nettrim"}
+        for extra, packages in told.items()
+        if extra not in ("dev", "docs")
+    }
+
+
+def test_optional_packages_are_those_of_the_extras():
+    of_cuda = {"cupy-cuda12x": "cupy", "cupy-cuda13x": "cupy"}
+    told = {extra: {of_cuda.get(name, name) for name in names} for extra, names in extras().items()}
+    assert {p.name for p in OPTIONAL} == set().union(*told.values())
+    for package in OPTIONAL:
+        for extra in package.extras:
+            # distributed brings Dask
+            assert package.name in told[extra] or (package.name, extra) == ("dask", "dask")
+    assert {extra for p in OPTIONAL for extra in p.extras} == set(told)
+
+
+def test_the_message_of_several_extras():
+    assert install("torch", "studies") == (
+        "install nettrim's extras torch and studies (in a clone: pip install -e '.[torch,studies]')"
+    )
+
+
+def test_every_extra_that_the_code_names_exists():
+    named = {
+        extra
+        for path in (ROOT / "nettrim").rglob("*.py")
+        for call in re.findall(r"\binstall\(([^)]*)\)\}", path.read_text(encoding="utf-8"))
+        for extra in re.findall(r"[\"']([a-z0-9]+)[\"']", call)
+    }
+    assert {"torch", "studies", "cuda12", "demo"} <= named <= set(extras())

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from nettrim.backends.base import MOMENTS_BYTES
+from nettrim.extras import install
 
 __all__ = ["CudaTransfers", "CupyBackend"]
 
@@ -32,7 +33,7 @@ def _cupy() -> Any:
         import cupy
     except ImportError as error:
         raise ImportError(
-            "backend=\"cupy\" needs CuPy: pip install 'nettrim[cuda12]' or 'nettrim[cuda13]', for your CUDA version"
+            f'backend="cupy" needs CuPy: {install("cuda12")}, or cuda13, by the version of CUDA'
         ) from error
     try:
         import cupy.cublas
@@ -288,7 +289,7 @@ class CupyBackend:
 
     # launches
 
-    def _sums(self, kernel: str, like: Any, arguments: tuple, columns: int, largest: bool = False) -> Any:
+    def _sums(self, kernel: str, like: Any, arguments: tuple[Any, ...], columns: int, largest: bool = False) -> Any:
         """(M, columns) sums on the device: blocks write partial ones, which are added in order."""
         M = like.shape[0]
         pieces = self._pieces(like)
@@ -304,7 +305,7 @@ class CupyBackend:
         width = _SUFFIX[like.dtype][1]
         return int(min(PIECES, max(1, -(-like.shape[1] // (THREADS * PACKS * width)))))
 
-    def _rows(self, kernel: str, like: Any, arguments: tuple) -> None:
+    def _rows(self, kernel: str, like: Any, arguments: tuple[Any, ...]) -> None:
         """Run a kernel on the rows of M x P arrays, 16 bytes at a time where all of them allow it."""
         name, width = _SUFFIX[like.dtype]
         M, P = like.shape
@@ -315,7 +316,7 @@ class CupyBackend:
         grid = self._pieces(like), min(M, ROWS)
         self._launch(f"{kernel}_{name}_{width}", grid, (*arguments, np.int64(M), np.int64(P)))
 
-    def _launch(self, kernel: str, grid: tuple[int, ...], arguments: tuple) -> None:
+    def _launch(self, kernel: str, grid: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
         self._kernel(kernel)(grid, (THREADS,), arguments)
 
     @staticmethod

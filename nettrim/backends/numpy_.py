@@ -16,23 +16,23 @@ __all__ = ["HostTransfers", "NumpyBackend", "soft_threshold"]
 class HostTransfers:
     """See :class:`nettrim.backends.base.Transfers`: here everything happens at once."""
 
-    def host_buffer(self, size, dtype):
+    def host_buffer(self, size: int, dtype: Any) -> np.ndarray:
         return np.empty(size, dtype)
 
-    def reusable(self, slot): ...
+    def reusable(self, slot: int) -> None: ...
 
-    def send(self, slot, pairs):
+    def send(self, slot: int, pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
         for device, host in pairs:
             np.copyto(device, host)
 
-    def arrived(self, slot): ...
+    def arrived(self, slot: int) -> None: ...
 
-    def used(self, slot): ...
+    def used(self, slot: int) -> None: ...
 
-    def receive(self, slot, host, device):
+    def receive(self, slot: int, host: np.ndarray, device: np.ndarray) -> None:
         np.copyto(host, device)
 
-    def drain(self): ...
+    def drain(self) -> None: ...
 
 
 class NumpyBackend:
@@ -62,7 +62,9 @@ class NumpyBackend:
     def to_host(self, a: np.ndarray) -> np.ndarray:
         return a
 
-    def product(self, A, B, out=None, alpha=1.0, beta=0.0):
+    def product(
+        self, A: np.ndarray, B: np.ndarray, out: np.ndarray | None = None, alpha: float = 1.0, beta: float = 0.0
+    ) -> np.ndarray:
         result = A @ B
         if alpha != 1:
             result *= result.dtype.type(alpha)
@@ -76,22 +78,22 @@ class NumpyBackend:
             out += result
         return out
 
-    def cast(self, a, dtype):
+    def cast(self, a: np.ndarray, dtype: Any) -> np.ndarray:
         return a.astype(dtype, copy=False)
 
     def moments(self, X: np.ndarray) -> np.ndarray:
         return mirror(moments(X))
 
-    def add_moments(self, total, X):
+    def add_moments(self, total: np.ndarray, X: np.ndarray) -> None:
         total += mirror(moments(X))
 
-    def transfers(self, slots):
+    def transfers(self, slots: int) -> HostTransfers:
         return HostTransfers()
 
-    def memory(self):
+    def memory(self) -> tuple[str, int] | None:
         return None
 
-    def out_of_memory(self, error):
+    def out_of_memory(self, error: BaseException) -> bool:
         return False
 
     def inverse(self, A: np.ndarray) -> np.ndarray:
@@ -103,23 +105,23 @@ class NumpyBackend:
         # LAPACK fills one triangle only
         return mirror(factor)
 
-    def weight_sums(self, W, H, C):
+    def weight_sums(self, W: np.ndarray, H: np.ndarray, C: np.ndarray) -> tuple[float, np.ndarray]:
         C = C.astype(np.float64, copy=False)
         objective = float((np.abs(W) * C).sum(dtype=np.float64))
         H = np.abs(H)
         return objective, np.divide(H, C, out=np.zeros(H.shape), where=np.broadcast_to(C > 0, H.shape)).max(0)
 
-    def wait(self):
+    def wait(self) -> None:
         """Nothing is under way."""
 
-    def norm(self, a):
+    def norm(self, a: np.ndarray) -> float:
         return float(np.sqrt(np.einsum("ij,ij->", a, a, dtype=np.float64)))
 
-    def ball_norms(self, T, target, mask):
+    def ball_norms(self, T: np.ndarray, target: np.ndarray, mask: np.ndarray) -> np.ndarray:
         D = np.where(mask, T - target, 0)
         return np.einsum("mp,mp->m", D, D, dtype=np.float64)
 
-    def shrink(self, squares, radii, dtype):
+    def shrink(self, squares: np.ndarray, radii: np.ndarray, dtype: Any) -> np.ndarray:
         M = squares.size
         if radii.size == 1:
             squares = squares.sum(keepdims=True)
@@ -127,26 +129,30 @@ class NumpyBackend:
         scale = np.divide(radii, norms, out=np.ones_like(norms), where=norms > radii)
         return scale.astype(dtype).repeat(M // scale.size)
 
-    def project_relax(self, T, target, mask, upper, scale, alpha):
+    def project_relax(
+        self, T: np.ndarray, target: np.ndarray, mask: np.ndarray, upper: np.ndarray, scale: np.ndarray, alpha: float
+    ) -> None:
         projection = np.where(mask, target + scale[:, None] * (T - target), np.minimum(T, upper))
         T -= T.dtype.type(alpha) * projection
 
-    def soft_relax(self, T2, threshold, alpha):
+    def soft_relax(self, T2: np.ndarray, threshold: np.ndarray, alpha: float) -> None:
         T2 -= T2.dtype.type(alpha) * soft_threshold(T2, threshold)
 
-    def multiplier_sums(self, Q, target, mask, upper):
+    def multiplier_sums(self, Q: np.ndarray, target: np.ndarray, mask: np.ndarray, upper: np.ndarray) -> np.ndarray:
         Q = Q.astype(np.float64)
         inside = np.where(mask, Q, 0)
         # an infinite bound never binds: its multiplier is exactly zero, and 0 * inf must not become NaN
         outside = np.where(mask | (Q == 0), 0, np.where(np.isfinite(upper), upper, 0) * Q)
         return np.stack([(inside * target).sum(1), (inside**2).sum(1), outside.sum(1)], axis=1)
 
-    def violation_sums(self, Z, target, mask, upper):
+    def violation_sums(self, Z: np.ndarray, target: np.ndarray, mask: np.ndarray, upper: np.ndarray) -> np.ndarray:
         Z = Z.astype(np.float64)
         distance = np.where(mask, Z - target, 0)
         excess = np.where(mask, 0, np.maximum(Z - upper, 0))
         return np.stack([(distance**2).sum(1), (excess**2).sum(1), excess.max(1, initial=0)], axis=1)
 
-    def residual_sums(self, T, Z, target, mask, upper, scale):
+    def residual_sums(
+        self, T: np.ndarray, Z: np.ndarray, target: np.ndarray, mask: np.ndarray, upper: np.ndarray, scale: np.ndarray
+    ) -> np.ndarray:
         projection = np.where(mask, target + scale[:, None] * (T - target), np.minimum(T, upper))
         return np.stack([np.einsum("mp,mp->m", D, D, dtype=np.float64) for D in (projection - Z, Z, Z - T)], axis=1)

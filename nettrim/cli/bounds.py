@@ -63,7 +63,7 @@ def _bounds(
 
             stored = files.load(solution_file, required=("W",), optional=("problem",))
             about = files.read_about(stored["problem"], solution_file) if "problem" in stored else {}
-            Y = arrays["Y"] if "Y" in arrays else W.T @ X  # type: ignore[union-attr]
+            Y = arrays["Y"] if "Y" in arrays else W.T @ X
             of = last_layer(X, Y, stored["W"], about.get("epsilon_abs"))
             found["pruned"] = {
                 "samples": of.samples,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nettrim import files
+from nettrim.extras import install
 from nettrim.files import Refused
 from nettrim.report import to_json, write_atomically
 
@@ -29,7 +30,7 @@ __all__ = ["FILE", "Job", "arguments"]
 FILE = "job.json"
 
 
-def arguments(batch: tuple[Any, ...]) -> tuple[tuple, dict]:
+def arguments(batch: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A batch is the model's positional arguments."""
     return batch, {}
 
@@ -185,7 +186,7 @@ def _torch() -> Any:
         import safetensors
         import torch
     except ImportError as error:
-        raise Refused(f"networks need PyTorch: pip install 'nettrim[torch]' ({error})") from error
+        raise Refused(f"networks need PyTorch ({error}): {install('torch')}") from error
     del safetensors
     return torch
 

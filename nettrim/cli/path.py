@@ -12,6 +12,7 @@ import typer
 from nettrim import __version__, files, show
 from nettrim.cli.common import CERTIFIED, NOT_CONVERGED, FeasTol, GapTol, Json, app, complain, door
 from nettrim.cli.layer import Penalty, layer_problem
+from nettrim.extras import install
 from nettrim.files import Precision, Refused
 from nettrim.path import EPSILONS, along
 from nettrim.problem import Problem
@@ -153,7 +154,7 @@ def _matplotlib() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise Refused("--plot needs matplotlib: pip install 'nettrim[demo]'") from error
+        raise Refused(f"--plot needs matplotlib: {install('demo')}") from error
     return matplotlib
 
 

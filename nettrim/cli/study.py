@@ -24,6 +24,7 @@ import typer
 
 from nettrim import show
 from nettrim.cli.common import CERTIFIED, NOT_CONVERGED, Json, app, complain
+from nettrim.extras import install
 from nettrim.files import Refused
 from nettrim.report import to_json
 from nettrim.studies.pieces import Clock, Paused
@@ -153,7 +154,7 @@ def _module(name: str) -> Any:
     try:
         return importlib.import_module(f"nettrim.studies.{STUDIES[name]}")
     except ImportError as error:
-        raise Refused(f"studies need more packages: pip install 'nettrim[torch,studies]' ({error})") from error
+        raise Refused(f"studies need more packages ({error}): {install('torch', 'studies')}") from error
 
 
 def _on(config: Any, device: str | None, name: str) -> Any:
@@ -230,5 +231,5 @@ def _choose_canvas() -> None:
     try:
         import matplotlib
     except ImportError as error:
-        raise Refused("figures need matplotlib: pip install 'nettrim[studies]'") from error
+        raise Refused(f"figures need matplotlib: {install('studies')}") from error
     matplotlib.use("Agg")

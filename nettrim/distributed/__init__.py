@@ -1,4 +1,4 @@
-"""Layers and samples over the workers of a Dask cluster: ``pip install 'nettrim[dask]'``.
+"""Layers and samples over the workers of a Dask cluster: extra ``dask``.
 
 `solve` cuts one layer's samples into shards, `solve_neurons` its neurons into blocks; `nettrim.prune` and
 `nettrim.torch.prune` send whole layers. Dask pickles what its processes send each other: whoever can reach a scheduler

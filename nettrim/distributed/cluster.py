@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from nettrim.extras import install
+
 __all__ = ["address_of", "alive", "connect", "imported", "lost_scheduler", "workers"]
 
 #: seconds for the scheduler to answer
@@ -29,7 +31,7 @@ def imported() -> Any:
     try:
         import distributed
     except ImportError as error:
-        raise ImportError("nettrim.distributed needs Dask: pip install 'nettrim[dask]'") from error
+        raise ImportError(f"nettrim.distributed needs Dask: {install('dask')}") from error
     return distributed
 
 

@@ -47,7 +47,7 @@ class Job:
     name: str
     index: int
     function: Callable[..., Any]
-    arguments: tuple
+    arguments: tuple[Any, ...]
     options: dict[str, Any]
 
 

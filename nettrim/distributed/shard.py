@@ -89,7 +89,7 @@ class Call:
     """
 
     name: str
-    arguments: tuple = field(default=())
+    arguments: tuple[Any, ...] = field(default=())
     number: int = 0
 
 

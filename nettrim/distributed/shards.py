@@ -108,7 +108,7 @@ class Shards:
         call = self._call(name, arguments, changes)
         return self._persistently(partial(self._ask, 0, "reduce", 0, len(self.pieces), call))
 
-    def each(self, name: str, arguments: Sequence[tuple]) -> list[Any]:
+    def each(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """A call's result of each shard, with its own arguments; none that changes the state."""
         calls = [Call(name, own) for own in arguments]
         return [self._persistently(partial(self._ask, k, "each", k, call)) for k, call in enumerate(calls)]
@@ -126,7 +126,7 @@ class Shards:
             total = found if total is None else total + found
         return total
 
-    def _call(self, name: str, arguments: tuple, changes: bool) -> Call:
+    def _call(self, name: str, arguments: tuple[Any, ...], changes: bool) -> Call:
         if not changes:
             return Call(name, arguments)
         self.number += 1
@@ -169,7 +169,7 @@ class Shards:
     def _connect(self, address: str) -> Any:
         return address_of(self.client, address)
 
-    def _wait(self, function: Callable, *arguments: Any) -> Any:
+    def _wait(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return self.client.sync(_watched, self.client, set(self._owners), function, *arguments)
 
     def _persistently(self, asked: Callable[[], Any]) -> Any:
@@ -344,7 +344,7 @@ class Shards:
             site.release()
 
 
-async def _watched(client: Any, owners: set[str], function: Callable, *arguments: Any) -> Any:
+async def _watched(client: Any, owners: set[str], function: Callable[..., Any], *arguments: Any) -> Any:
     """What the coroutine returns; Gone if a worker that has shards is lost while it is waited for."""
     task = asyncio.ensure_future(function(*arguments))
     try:

@@ -46,7 +46,7 @@ def half(low: int, high: int) -> int:
 
 async def ask(connect: Callable[[str], Any], address: str, key: str, method: str, *arguments: Any) -> Any:
     """What a method of another worker's actor returns; Gone if it cannot be reached, or has no such actor."""
-    from distributed.protocol import to_serialize
+    from distributed.protocol.serialize import to_serialize
 
     try:
         found = await connect(address).actor_execute(

@@ -35,7 +35,7 @@ class Source:
     """
 
     kind: str
-    what: tuple
+    what: tuple[Any, ...]
     samples: str
     first: int
     last: int
@@ -108,7 +108,7 @@ def source_of(a: Any, name: str, first: int, last: int) -> Source:
     return Source("array", (given,), a.samples, first, last)
 
 
-def _place(a: np.ndarray) -> tuple | None:
+def _place(a: np.ndarray) -> tuple[Any, ...] | None:
     """(path, dtype, offset, shape, order) of a contiguous memory map of a file; None if it is none."""
     found = _map_of(a)
     path = getattr(a, "filename", None)

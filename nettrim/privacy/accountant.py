@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from nettrim.extras import install
+
 __all__ = ["MASK_NOTICE", "PrivacySpent", "epsilon"]
 
 #: said wherever a mask was chosen by looking at the data that epsilon is about
@@ -103,7 +105,7 @@ def _spent(steps: int, rate: float, sigma: float, delta: float, accountant: str)
     try:
         from opacus.accountants import create_accountant
     except ImportError as error:
-        raise ImportError("the accountant needs Opacus: pip install 'nettrim[privacy]'") from error
+        raise ImportError(f"the accountant needs Opacus: {install('privacy')}") from error
     made = create_accountant(accountant)
     made.history = [(sigma, rate, steps)]
     return float(made.get_epsilon(delta=delta))

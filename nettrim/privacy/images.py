@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from nettrim.extras import install
+
 __all__ = ["TOO_WEAK", "Gate", "gate", "grid", "psnr", "ssim"]
 
 #: what a cell reads where the attack does not beat the baselines on the dense network
@@ -180,7 +182,7 @@ def grid(
         # a Figure of its own: the caller's plots and backend are left alone
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'nettrim[studies]'") from error
+        raise ImportError(f"figures need matplotlib: {install('studies')}") from error
     if not rows or len(rows) != len(row_names) or {len(row) for row in rows} != {len(column_names)}:
         raise ValueError(f"rows must be {len(row_names)} lists of {len(column_names)} images, as the names say")
     if {image.shape[:1] for row in rows for image in row} - {(1,), (3,)}:
@@ -204,7 +206,7 @@ def _metrics() -> Any:
     try:
         from skimage import metrics
     except ImportError as error:
-        raise ImportError("PSNR and SSIM need scikit-image: pip install 'nettrim[studies]'") from error
+        raise ImportError(f"PSNR and SSIM need scikit-image: {install('studies')}") from error
     return metrics
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,7 +71,7 @@ def represent(model: nn.Module, layer: str, images: torch.Tensor) -> torch.Tenso
     """
     found: list[torch.Tensor] = []
 
-    def keep(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+    def keep(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
         found.append(output)
         raise _Reached
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nettrim.bounds.exchangeable import share_interval
+from nettrim.extras import install
 
 __all__ = ["Leakage", "log_probabilities", "loss_threshold", "measure", "rmia"]
 
@@ -189,7 +190,7 @@ def measure(members: np.ndarray, others: np.ndarray, fpr: float = 0.01) -> Leaka
     try:
         from sklearn.metrics import roc_auc_score, roc_curve
     except ImportError as error:
-        raise ImportError("curves need scikit-learn: pip install 'nettrim[studies]'") from error
+        raise ImportError(f"curves need scikit-learn: {install('studies')}") from error
     inside, outside = _scores("members", members), _scores("others", others)
     if not 0 < fpr < 1:
         raise ValueError(f"fpr must be in (0, 1); got {fpr!r}")

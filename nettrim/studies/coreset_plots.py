@@ -62,7 +62,7 @@ def draw(records: Records, folder: Path) -> list[Path]:
     return paths
 
 
-def _line(axes: Any, rows: list[tuple[Row, Row]], x: Callable, y: Callable, *style: Any) -> None:
+def _line(axes: Any, rows: list[tuple[Row, Row]], x: Callable[..., Any], y: Callable[..., Any], *style: Any) -> None:
     """Means over the seeds with their intervals."""
     label, colour, line = style
     points: dict[float, list[float]] = {}

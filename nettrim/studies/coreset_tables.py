@@ -66,9 +66,11 @@ def parts_of(records: Records, *parts: str) -> Iterable[tuple[Row, Row]]:
                 yield record, row
 
 
-def grouped(found: Iterable[tuple[Row, Row]], key: Callable[[Row, Row], tuple]) -> dict[tuple, list[tuple[Row, Row]]]:
+def grouped(
+    found: Iterable[tuple[Row, Row]], key: Callable[[Row, Row], tuple[Any, ...]]
+) -> dict[tuple[Any, ...], list[tuple[Row, Row]]]:
     """Rows by a key, in the order of their first appearance."""
-    groups: dict[tuple, list[tuple[Row, Row]]] = {}
+    groups: dict[tuple[Any, ...], list[tuple[Row, Row]]] = {}
     for record, row in found:
         groups.setdefault(key(record, row), []).append((record, row))
     return groups
@@ -208,12 +210,13 @@ def _ball(records: Records) -> list[dict[str, str]]:
     for (network, sparsity), found in groups.items():
         some = [row for _, row in found if "refused" not in row]
         cells = {"network": network, "sparsity, %": f"{100 * sparsity:.0f}"}
-        for title, pick in (
-            ("samples", lambda row: row["draws"]),
-            ("bound", lambda row: row["hoeffding"]),
-            ("error on data", lambda row: row["data"][0]),
-            ("error on the sphere", lambda row: row["sphere"][0]),
-        ):
+        picks: dict[str, Callable[[Row], float]] = {
+            "samples": lambda row: row["draws"],
+            "bound": lambda row: row["hoeffding"],
+            "error on data": lambda row: row["data"][0],
+            "error on the sphere": lambda row: row["sphere"][0],
+        }
+        for title, pick in picks.items():
             cells[title] = mean(pick(row) for row in some)
         rows.append(cells)
     return rows

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nettrim.extras import install
+
 __all__ = ["DataSet", "cifar10", "digit_rows", "load", "mnist", "synthetic"]
 
 #: training samples that are kept back to choose by; the test samples are for the figures that are reported
@@ -159,7 +161,7 @@ def _cifar_part(part: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         from PIL import Image
     except ImportError as error:
-        raise ImportError("JPEG files need Pillow: pip install 'nettrim[studies]'") from error
+        raise ImportError(f"JPEG files need Pillow: {install('studies')}") from error
     with zipfile.ZipFile(path) as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
         classes = sorted({_class_of(name) for name in names})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def _accuracies(rows: Rows) -> list[dict[str, str]]:
 
 
 def _privacy(rows: Rows) -> list[dict[str, str]]:
-    made: dict[tuple, dict[str, str]] = {}
+    made: dict[tuple[Any, ...], dict[str, str]] = {}
     for row in rows:
         made.setdefault((_name(row), row["recipe"]), {"mask from": _name(row), "privacy": row["privacy"]})
     return list(made.values())
@@ -62,9 +63,9 @@ def plot(records: Records, folder: Path) -> list[Path]:
 
 
 def _fill(axes: list[Any], rows: Rows) -> None:
-    of = {"accuracy": lambda row: row["end"]["accuracy"], "cosine": lambda row: row["cosine"]}
+    of: tuple[Callable[[dict[str, Any]], float], ...] = (lambda row: row["end"]["accuracy"], lambda row: row["cosine"])
     titles = ("test accuracy", "cosine of the clipped mean, at the start")
-    for panel, (value, title) in zip(axes, zip(of.values(), titles, strict=True), strict=True):
+    for panel, (value, title) in zip(axes, zip(of, titles, strict=True), strict=True):
         dense = [value(row) for row in rows if row["source"] == "none"]
         if dense:
             panel.axhline(np.mean(dense), color="black", lw=0.8, ls=":", label="dense")

@@ -55,7 +55,7 @@ def _layers(rows: Rows) -> list[dict[str, str]]:
     return made
 
 
-def _ordered(groups: dict[tuple, Rows]) -> list[tuple[tuple, Rows]]:
+def _ordered(groups: dict[tuple[Any, ...], Rows]) -> list[tuple[tuple[Any, ...], Rows]]:
     """Networks as they come, the smallest errors first."""
     cases = list(dict.fromkeys(key[0] for key in groups))
     return sorted(groups.items(), key=lambda item: (cases.index(item[0][0]), item[0][1], item[0][2], item[0][3]))

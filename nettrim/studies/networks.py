@@ -301,7 +301,7 @@ def augment(case: Case) -> Augment | None:
 
 def tables(records: Records) -> dict[str, list[dict[str, str]]]:
     """One table, with a row for each case and run: means over the seeds, with 95 % intervals (Student's t)."""
-    groups: dict[tuple, list[dict[str, Any]]] = {}
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in records.rows:
         epsilon = row["epsilon"]
         if isinstance(epsilon, dict):

@@ -33,7 +33,7 @@ def _per_seed(rows: Rows, value: Callable[[dict[str, Any]], float]) -> list[floa
     return [float(np.mean([value(row) for row in rows if row["seed"] == seed])) for seed in seeds]
 
 
-def _groups(rows: Rows) -> list[tuple[tuple, Rows]]:
+def _groups(rows: Rows) -> list[tuple[tuple[Any, ...], Rows]]:
     """By samples, epsilon and scheme, in this order, and recipe."""
     groups = grouped(rows, "samples", "epsilon", "scheme")
     return sorted(groups.items(), key=lambda item: (item[0][0], item[0][1], SCHEMES.index(item[0][2]), item[0][3]))

@@ -29,9 +29,9 @@ def tables(records: Records) -> dict[str, list[dict[str, str]]]:
     return {title: rows for title, rows in made.items() if rows}
 
 
-def grouped(rows: Rows, parts: Iterable[str], *names: str) -> dict[tuple, Rows]:
+def grouped(rows: Rows, parts: Iterable[str], *names: str) -> dict[tuple[Any, ...], Rows]:
     """The records of some parts by their fields of these names and their recipe, which is never mixed; in order."""
-    groups: dict[tuple, Rows] = {}
+    groups: dict[tuple[Any, ...], Rows] = {}
     for row in rows:
         if row["part"] in parts:
             groups.setdefault(tuple(row[name] for name in (*names, "recipe")), []).append(row)

@@ -54,7 +54,7 @@ class Records:
                     raise ValueError(f"line {k + 1} of {self.path} is not JSON: {error}") from error
         return rows
 
-    def _of(self, row: Mapping[str, Any]) -> tuple:
+    def _of(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(row[name] for name in self.key)
 
     def find(self, **fields: Any) -> dict[str, Any] | None:

@@ -21,12 +21,12 @@ def tables(records: Records) -> dict[str, list[dict[str, str]]]:
     return {title: rows for title, rows in made.items() if rows}
 
 
-def _groups(rows: Rows) -> list[tuple[tuple, Rows]]:
+def _groups(rows: Rows) -> list[tuple[tuple[Any, ...], Rows]]:
     """By network, kind of regularisation, strengths and epsilon."""
     groups = grouped(rows, "network", "dropout", "penalty", "method", "epsilon")
     networks = list(dict.fromkeys(row["network"] for row in rows))
 
-    def order(item: tuple[tuple, Rows]) -> tuple:
+    def order(item: tuple[tuple[Any, ...], Rows]) -> tuple[Any, ...]:
         network, dropout, penalty, _, epsilon, recipe = item[0]
         return networks.index(network), penalty > 0, dropout > 0, dropout, penalty, epsilon, recipe
 

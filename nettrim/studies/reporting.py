@@ -26,9 +26,9 @@ def mean(values: Iterable[float], digits: int = 3, scale: float = 1.0) -> str:
     return f"{middle:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
 
-def grouped(rows: Rows, *names: str) -> dict[tuple, Rows]:
+def grouped(rows: Rows, *names: str) -> dict[tuple[Any, ...], Rows]:
     """Rows by their fields of these names and their recipe, which is never mixed; in the order of the rows."""
-    groups: dict[tuple, Rows] = {}
+    groups: dict[tuple[Any, ...], Rows] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in (*names, "recipe")), []).append(row)
     return groups

@@ -17,9 +17,9 @@ def tables(records: Records) -> dict[str, list[dict[str, str]]]:
     return {title: rows for title, rows in made.items() if rows}
 
 
-def _curves(rows: Rows) -> dict[tuple, Rows]:
+def _curves(rows: Rows) -> dict[tuple[Any, ...], Rows]:
     """Curves of all seeds by network, recipe, method, epsilon and whether fine-tuned; the dense one first."""
-    groups: dict[tuple, Rows] = {}
+    groups: dict[tuple[Any, ...], Rows] = {}
     for row in rows:
         for curve in row["rows"]:
             key = (row["case"], row["recipe"], row["method"], row["epsilon"], curve["tuned"])

@@ -78,7 +78,7 @@ class Noisy(nn.Module):
         if isinstance(layer, nn.Linear):
             return nn.functional.linear(x, weight, bias)
         return nn.functional.conv2d(
-            x, weight, bias, layer.stride, cast(tuple, layer.padding), layer.dilation, layer.groups
+            x, weight, bias, layer.stride, cast(tuple[int, int], layer.padding), layer.dilation, layer.groups
         )
 
 

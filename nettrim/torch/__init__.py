@@ -1,5 +1,12 @@
 """Prune the layers of a PyTorch model, fine-tune what is left, save and verify it: ``import nettrim.torch as ntt``."""
 
+from importlib.util import find_spec
+
+from nettrim.extras import install
+
+if find_spec("torch") is None:
+    raise ImportError(f"nettrim.torch needs PyTorch: {install('torch')}")
+
 from nettrim.torch.allocation import allocate
 from nettrim.torch.capture import arguments_of
 from nettrim.torch.finetune import finetune, keep_zeros

@@ -101,7 +101,7 @@ def allocate(
     return best_densities(curves, weights, density)
 
 
-def _outputs(model: nn.Module, given: tuple[tuple, dict]) -> list[torch.Tensor]:
+def _outputs(model: nn.Module, given: tuple[tuple[Any, ...], dict[str, Any]]) -> list[torch.Tensor]:
     args, kwargs = given
     found = [t for t in tensors_in(model(*args, **kwargs)) if t.is_floating_point()]
     if not found:

@@ -30,10 +30,10 @@ __all__ = [
 ]
 
 #: arguments of a batch for the model: positional ones and keywords
-Arguments = Callable[[Any], tuple[tuple, dict]]
+Arguments = Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]]
 
 
-def arguments_of(batch: Any) -> tuple[tuple, dict]:
+def arguments_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What a model is called with for a batch: a tensor itself, the first of a tuple or list, a mapping as keywords.
 
     Raises
@@ -204,7 +204,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 def observe(
     model: nn.Module,
     modules: list[nn.Module],
-    arguments: tuple[tuple, dict],
+    arguments: tuple[tuple[Any, ...], dict[str, Any]],
     what: str,
     stop: bool = False,
 ) -> list[list[np.ndarray]]:
@@ -229,7 +229,7 @@ def observe(
     found: list[list[np.ndarray]] = [[] for _ in modules]
 
     def hook_of(k: int) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple, keywords: dict, outputs: Any = None) -> None:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], outputs: Any = None) -> None:
             # copied at once: what follows may work in place
             seen = outputs if what == "outputs" else inputs[0] if inputs else keywords["input"]
             found[k].append(_to_numpy(seen))

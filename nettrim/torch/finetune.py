@@ -142,7 +142,7 @@ def keep_zeros(
             stack.callback(handle.remove)
         if optimizer is not None:
 
-            def after_step(stepped: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+            def after_step(stepped: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 kept.restore()
                 kept.clear_state(stepped)
 

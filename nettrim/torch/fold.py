@@ -23,7 +23,7 @@ _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, to
 
 @torch.no_grad()
 def fold_batch_norm(
-    model: torch.nn.Module, example: tuple, kwargs: dict[str, Any] | None = None
+    model: torch.nn.Module, example: tuple[Any, ...], kwargs: dict[str, Any] | None = None
 ) -> list[tuple[str, str]]:
     """Fold batch norms into the layers that they follow, in place.
 

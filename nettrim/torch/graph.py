@@ -42,7 +42,7 @@ class Target:
 
 def find_targets(
     model: torch.nn.Module,
-    example: tuple,
+    example: tuple[Any, ...],
     kwargs: dict[str, Any] | None = None,
     targets: Sequence[str] = ("*",),
     ignore: Sequence[str] = (),

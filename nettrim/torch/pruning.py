@@ -26,6 +26,7 @@ from nettrim.layer import USABLE, Layer, solve_groups
 from nettrim.network import LayerReport, describe, table, warn_of_few_samples
 from nettrim.path import FIRST
 from nettrim.patterns import densities_for, numbers_for
+from nettrim.problem import Problem
 from nettrim.report import to_json, write_atomically
 from nettrim.settings import Settings
 from nettrim.torch.capture import (
@@ -46,6 +47,9 @@ from nettrim.torch.programs import Programs
 from nettrim.units import to_bytes
 
 __all__ = ["PrunedModel", "prune"]
+
+#: those of a layer, for each group the outputs and their problem
+Problems = Iterable[tuple[slice, Problem]]
 
 
 @dataclass
@@ -405,7 +409,7 @@ class _Run:
     @contextmanager
     def _problems(
         self, target: Target, layer: Layer, number: float, cascade: bool, slack: bool, counted: bool
-    ) -> Iterator[tuple[Iterable, Iterable | None]]:
+    ) -> Iterator[tuple[Problems, Problems | None]]:
         """The layer's problems, and those on samples that were held out, if they are needed."""
         # of a radius that the count replaces
         first = 1.0 if slack else FIRST
@@ -420,7 +424,7 @@ class _Run:
         module = self.programs.pruned.get_submodule(target.name)
         return {what: a.dtype for what, a in module.named_parameters(recurse=False)}
 
-    def _heldout(self, target: Target, layer: Layer, cascade: bool) -> AbstractContextManager:
+    def _heldout(self, target: Target, layer: Layer, cascade: bool) -> AbstractContextManager[Problems | None]:
         """The layer's problems on samples that were held out, if they are needed."""
         return nullcontext() if self.others is None else self.others.of(target, layer, FIRST, cascade, False)
 
@@ -448,11 +452,11 @@ def _errors(
 
 def _solved(
     layer: Layer,
-    problems: Iterable,
+    problems: Problems,
     dtypes: dict[str, torch.dtype],
     how: How,
     density: float | None,
-    others: Iterable | None,
+    others: Problems | None,
     **settings: Any,
 ) -> tuple[Layer, LayerReport]:
     """A layer with its new weights, as its module holds them, and the report; here or on a worker."""

@@ -53,7 +53,9 @@ class Reader:
     block: int
 
 
-def traced(model: nn.Module, example: tuple, kwargs: dict[str, Any]) -> tuple[fx.Graph, dict[fx.Node, torch.Size]]:
+def traced(
+    model: nn.Module, example: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[fx.Graph, dict[fx.Node, torch.Size]]:
     """Graph of a model in evaluation mode, and the shapes of the tensors that its nodes put out.
 
     Arguments that are not given have their defaults, which the graph is for.

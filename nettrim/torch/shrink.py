@@ -61,7 +61,7 @@ class Shrunk:
 
 
 @torch.no_grad()
-def shrink(model: nn.Module, example: tuple, kwargs: dict[str, Any] | None = None) -> Shrunk:
+def shrink(model: nn.Module, example: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Shrunk:
     """Take out of a model what its zeros make superfluous; the outputs stay as they were, up to rounding.
 
     Zeros that leave no channel without use, which is what l1 makes, save nothing here: prune with ``penalty="inputs"``
@@ -138,7 +138,7 @@ def _sizes(module: Any) -> tuple[int, int]:
     return module.in_features, module.out_features
 
 
-def _outputs(model: nn.Module, example: tuple, kwargs: dict[str, Any] | None) -> list[torch.Tensor]:
+def _outputs(model: nn.Module, example: tuple[Any, ...], kwargs: dict[str, Any] | None) -> list[torch.Tensor]:
     with undisturbed(model):
         arguments, named = copied(example, kwargs)
         try:

@@ -19,6 +19,7 @@ import scipy.sparse
 import torch
 from torch import nn
 
+from nettrim.extras import install
 from nettrim.report import to_json, write_atomically
 
 __all__ = ["latency", "load", "save", "sizes"]
@@ -352,8 +353,8 @@ def _state(model: Any) -> dict[str, torch.Tensor]:
 def _detached(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors on the CPU, contiguous and none in another's memory; and for each tied one the first that it is."""
     made: dict[str, torch.Tensor] = {}
-    first: dict[tuple, str] = {}
-    memory: set[tuple] = set()
+    first: dict[tuple[Any, ...], str] = {}
+    memory: set[tuple[Any, ...]] = set()
     tied: dict[str, str] = {}
     for key, tensor in state.items():
         place = (tensor.device, tensor.untyped_storage().data_ptr())
@@ -430,5 +431,5 @@ def _safetensors() -> Any:
         import safetensors
         import safetensors.torch
     except ImportError as error:
-        raise ImportError("nettrim.torch needs safetensors to save and load: pip install 'nettrim[torch]'") from error
+        raise ImportError(f"nettrim.torch needs safetensors to save and load: {install('torch')}") from error
     return safetensors

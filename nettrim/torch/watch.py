@@ -53,7 +53,7 @@ _RESHAPES = {
 _READS = {
     *(torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist, torch.Tensor.data_ptr, torch.Tensor.__dlpack__),
     *(torch.Tensor.untyped_storage, torch.Tensor.storage, torch.Tensor.__reduce_ex__),
-    torch.Tensor.__cuda_array_interface__.__get__,  # type: ignore[attr-defined]
+    torch.Tensor.__cuda_array_interface__.__get__,
 }
 #: the follower of a layer that is a ReLU
 RELU = object()
@@ -146,7 +146,7 @@ class Watch(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, modules: Iterable[torch.nn.Module]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[_Call] = []
         self.counts: Counter[torch.nn.Module] = Counter()
         #: layers whose parameters are used while they do not run
@@ -235,7 +235,9 @@ def _is_batch_norm(module: torch.nn.Module, func: Any) -> bool:
     return isinstance(module, _BatchNorm) and "batch_norm" in str(func)
 
 
-def watched(model: torch.nn.Module, example: tuple, kwargs: dict[str, Any] | None) -> tuple[Watch, list[torch.Tensor]]:
+def watched(
+    model: torch.nn.Module, example: tuple[Any, ...], kwargs: dict[str, Any] | None
+) -> tuple[Watch, list[torch.Tensor]]:
     """A run with what was seen, and its outputs."""
     watched = [m for m in model.modules() if is_plain(m) or is_unsupported(m) or isinstance(m, _BatchNorm)]
     watch = Watch(watched)
@@ -259,7 +261,7 @@ def watched(model: torch.nn.Module, example: tuple, kwargs: dict[str, Any] | Non
             handle.remove()
 
 
-def copied(example: tuple, kwargs: dict[str, Any] | None) -> Any:
+def copied(example: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
     """Arguments that the model may change in place."""
     if not isinstance(example, (tuple, list)):
         raise TypeError(f"example must be a tuple of the model's positional arguments; got {type(example).__name__}")
