@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from nettrim.relu_loss import ReluLoss
-from nettrim.relu_newton import Neurons, blocks
+from nettrim.relu_newton import TOL, Neurons, blocks
 
 __all__ = ["improve"]
 
@@ -66,6 +66,7 @@ def improve(
     groups: np.ndarray,
     movable: bool,
     rounds: int,
+    tol: float = TOL,
     time_limit: float = math.inf,
     progress: Callable[[dict[str, Any]], Any] | None = None,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -84,6 +85,8 @@ def improve(
         Whether counts may move between neurons.
     rounds : int
         At most.
+    tol : float
+        Newton's method ends, in every round, when a step gains less than this part of a neuron's loss.
     time_limit : float
         Seconds after which no further round begins.
     progress : callable, optional
@@ -108,7 +111,7 @@ def improve(
             before, after, again = 0.0, 0.0, False
             counts = {"exchanges": 0, "moves": 0, "undone": 0}
             for k, neurons in enumerate(parts):
-                state = _Round(loss, pool, neurons, W, free, groups, norms)
+                state = _Round(loss, pool, neurons, W, free, groups, norms, tol)
                 one = state.run(moving[k])
                 before, after = before + state.before, after + state.after
                 # moves that did not help took the exchanges with them: once more without
@@ -145,9 +148,10 @@ class _Round:
         free: np.ndarray,
         groups: np.ndarray,
         norms: np.ndarray,
+        tol: float,
     ):
         self.loss, self.pool, self.W = loss, pool, W
-        self.free, self.groups, self.norms = free, groups, norms
+        self.free, self.groups, self.norms, self.tol = free, groups, norms, tol
         self.block = Neurons(loss, pool, neurons, W, free)
         self.before = self.after = 0.0
 
@@ -165,7 +169,7 @@ class _Round:
         list(self.pool.map(self._enter, everyone, models))
         del models
         block.Z[...] = self.loss.outputs(self.pool, self.W[:, block.neurons])
-        block.minimise(block.everyone())
+        block.minimise(block.everyone(), tol=self.tol)
         new = self._losses()
         if moves == 0:
             undone = everyone[new > losses]
@@ -178,7 +182,7 @@ class _Round:
             self.W[:, block.neurons[undone]], block.Z[undone] = old_W[:, undone], old_Z[undone]
             for i in undone:
                 block.restart(i, self.free)
-            block.minimise(undone[made[undone] > 0])
+            block.minimise(undone[made[undone] > 0], tol=self.tol)
             new = self._losses()
         self.after = float(new.sum())
         return {"exchanges": int(made.sum()), "moves": moves, "undone": int(undone.size)}

@@ -25,6 +25,7 @@ from nettrim.operators import ReducedLinear, mirror, moments
 from nettrim.problem import Problem
 from nettrim.pruners.alps import alps
 from nettrim.relu_loss import ReluLoss
+from nettrim.relu_newton import TOL
 from nettrim.sparsity import NofM, Sparsity, Unstructured, make
 
 __all__ = ["EFFORTS", "l0", "search"]
@@ -35,6 +36,8 @@ EFFORTS = {"fast": (0, 1), "default": (3, 1), "thorough": (6, 10)}
 _PART, _LEAST_SAMPLES = 4, 30
 #: rounds on all samples where there are too few for a part
 _WITHOUT_PART = 2
+#: Newton's tolerance on the part: its minimum is not that of all samples, and supports hardly depend on it
+_ROUGH = 1e-2
 
 
 def l0(
@@ -166,6 +169,7 @@ def search(
                 groups=_groups(pattern, problem.N),
                 movable=isinstance(pattern, Unstructured),
                 rounds=rounds,
+                tol=TOL if stage is loss else _ROUGH,
                 time_limit=left,
                 progress=progress,
             )

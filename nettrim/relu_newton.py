@@ -23,10 +23,10 @@ import numpy as np
 
 from nettrim.relu_loss import ReluLoss
 
-__all__ = ["Neurons", "blocks"]
+__all__ = ["TOL", "Neurons", "blocks"]
 
 #: steps, the relative decrease of the loss below which they end, and halvings of a step
-_STEPS, _TOL, _HALVINGS = 20, 1e-7, 20
+_STEPS, TOL, _HALVINGS = 20, 1e-7, 20
 #: ridge over the mean diagonal of a system: inputs of a support may be linearly dependent
 _RIDGE = 1e-10
 #: first weight of the inequalities in the method of multipliers, its growth where the excess falls by less than half,
@@ -100,8 +100,10 @@ class Neurons:
         losses = self.loss.residuals(self.pool, R, self.neurons[todo], None if shift is None else shift[todo], weight)
         return losses, self.loss.adjoint(self.pool, R)
 
-    def minimise(self, todo: np.ndarray, shift: np.ndarray | None = None, weight: float = 1.0) -> None:
-        """Newton's method for some neurons of the block, given by their places in it."""
+    def minimise(
+        self, todo: np.ndarray, shift: np.ndarray | None = None, weight: float = 1.0, tol: float = TOL
+    ) -> None:
+        """Newton's method for neurons of the block, given by their places in it, until a step gains less than `tol`."""
         for _ in range(_STEPS):
             if not todo.size:
                 return
@@ -109,7 +111,7 @@ class Neurons:
             step = np.zeros((self.W.shape[0], todo.size), self.loss.dtype)
             list(self.pool.map(partial(self._step, shift=shift, weight=weight), todo, gradient.T, step.T))
             moved = self.loss.outputs(self.pool, step)
-            move = partial(self._move, shift=shift, weight=weight)
+            move = partial(self._move, shift=shift, weight=weight, tol=tol)
             ended = list(self.pool.map(move, todo, step.T, moved, losses))
             todo = todo[~np.array(ended)]
 
@@ -174,7 +176,14 @@ class Neurons:
             out[s] = -right / np.abs(H).sum(1).max()
 
     def _move(
-        self, i: int, step: np.ndarray, moved: np.ndarray, before: float, shift: np.ndarray | None, weight: float
+        self,
+        i: int,
+        step: np.ndarray,
+        moved: np.ndarray,
+        before: float,
+        shift: np.ndarray | None,
+        weight: float,
+        tol: float,
     ) -> bool:
         """Take the step as far as the loss falls; whether that was the last."""
         from nettrim.kernels import relu
@@ -184,4 +193,4 @@ class Neurons:
         t, after = relu.descend(self.Z[i], moved, y, inside, bound, u, weight, before, _HALVINGS)
         if t > 0:
             self.W[:, self.neurons[i]] += self.W.dtype.type(t) * step
-        return t == 0 or before - after <= _TOL * before
+        return t == 0 or before - after <= tol * before
