@@ -26,6 +26,7 @@ from mnist import layer, network
 from published import published_admm
 
 import nettrim as nt
+from nettrim.settings import Settings
 
 EPSILONS = (0.1, 0.2, 0.03)
 LIMIT = 600.0
@@ -173,23 +174,27 @@ def published(threads: int, cap: float, repeats: int, record: dict) -> None:
     print(record["published_summary"])
 
 
-def methods(samples: int, layers: list[int], epsilons: list[float], threads: int, cap: float, record: dict) -> None:
+def methods(args: argparse.Namespace, threads: int, record: dict) -> None:
     """Both methods on every cell; ADMM stops at `cap` times the working sets' seconds: its ratio is then a bound."""
+    samples, layers, cap = args.samples, args.layers, args.cap
     rows = record.setdefault("methods", [])
     done = {(r["layer"], r["epsilon"], r["P"], r["dtype"]) for r in rows}
     for dtype, gap in ((np.float32, 1e-3), (np.float64, 1e-6)):
         name = np.dtype(dtype).name
-        for epsilon in epsilons:
+        if name not in args.dtypes:
+            continue
+        for epsilon in args.epsilons:
             for index in (3, 2, 0, 1):
                 if index + 1 not in layers or (index + 1, epsilon, samples, name) in done:
                     continue
                 X, Y, linear = layer(index, samples, dtype=dtype)
                 problem = nt.Problem(X, Y, epsilon, omega="linear" if linear else "active")
-                exact = ours(problem, 1, gap_tol=gap, feas_tol=gap, method="working_set")
+                common = {"gap_tol": gap, "feas_tol": gap, "memory_limit": args.memory_limit}
+                exact = ours(problem, 1, method="working_set", **common)
                 limit = max(cap * exact["seconds"], 1.0)
                 options = ({"method": "working_set"}, {"method": "admm", "time_limit": limit}, {})
                 turns = TURNS if exact["seconds"] < SHORT else 1
-                exact, admm, auto = in_turn(problem, turns, options, {"gap_tol": gap, "feas_tol": gap}, exact)
+                exact, admm, auto = in_turn(problem, turns, options, common, exact)
                 row = {
                     "layer": index + 1,
                     "N": problem.N,
@@ -199,6 +204,7 @@ def methods(samples: int, layers: list[int], epsilons: list[float], threads: int
                     "dtype": name,
                     "threads": threads,
                     "cap": cap,
+                    "memory_limit": args.memory_limit,
                 }
                 row |= {"gap_tol": gap, "working_set": exact, "admm": admm, "auto": auto}
                 row |= {"ratio": admm["seconds"] / exact["seconds"], "lower_bound": admm["status"] != "solved"}
@@ -279,6 +285,10 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5000, help="samples of the part methods (default 5000)")
     parser.add_argument("--layers", type=int, nargs="*", default=[1, 2, 3, 4], help="of the part methods")
     parser.add_argument("--epsilons", type=float, nargs="*", default=EPSILONS, help="of the part methods")
+    parser.add_argument("--dtypes", nargs="*", default=["float32", "float64"], help="of the part methods")
+    parser.add_argument(
+        "--memory-limit", type=float, default=Settings().memory_limit, help="bytes of the working sets (part methods)"
+    )
     parser.add_argument("--fresh", action="store_true", help="forget the part's earlier results")
     args = parser.parse_args()
     threads = fix_threads(args.threads)
@@ -298,7 +308,7 @@ def main() -> None:
     if args.part == "published":
         published(threads, args.cap, args.repeats, record)
     elif args.part == "methods":
-        methods(args.samples, args.layers, args.epsilons, threads, args.cap, record)
+        methods(args, threads, record)
     else:
         cvxpy_rows(threads, args.limit, args.repeats, args.solvers.split(","), record)
 
