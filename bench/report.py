@@ -13,6 +13,8 @@ from pathlib import Path
 import study_tables
 from common import read
 
+from nettrim.settings import Settings
+
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = {"admm": "ADMM", "working_set": "working sets"}
 
@@ -85,6 +87,16 @@ def cvxpy(record: dict) -> list[str]:
     return [*out, "", environment(env) + ".", ""]
 
 
+def _shared(rows: list[dict]) -> str:
+    """Setup, mostly second moments, of the linear layer at the most samples."""
+    most = max((r["P"] for r in rows), default=0)
+    cells = [r["working_set"] for r in rows if (r["layer"], r["dtype"], r["P"]) == (4, "float64", most)]
+    if not cells:
+        return ""
+    setup, whole = (1e3 * statistics.median(c["phases"][k] for c in cells) for k in ("setup", "total"))
+    return f" ({setup:.0f} of the {whole:.0f} ms of working sets at P = {most} in float64)"
+
+
 def methods(record: dict) -> list[str]:
     rows = sorted(record.get("methods", []), key=lambda r: (r["dtype"], r["P"], r["layer"], r["epsilon"]))
     if not rows:
@@ -97,7 +109,9 @@ def methods(record: dict) -> list[str]:
         medians.append(f"{key[0]}, P = {key[1]}: {statistics.median(ratios):.1f} ({len(ratios)} cells)")
     out = [
         f"**Working sets against ADMM** (all neurons; `>=`: ADMM is stopped at {caps} times the working sets' time). "
-        f"Medians of the ratios, stopped ones as bounds: {'; '.join(medians)}. Not all cells of P = 50000 were run.",
+        f"Medians of the ratios, stopped ones as bounds: {'; '.join(medians)}. Layer 4 has no ReLU: both methods sum "
+        f"the same second moments first{_shared(rows)}. `within`: a larger `memory_limit` than the "
+        "default, which would hand the layer over to ADMM.",
         "",
         "| layer | N x P -> M | epsilon | gap asked | threads | working sets | their gap | ADMM | ratio | auto |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -105,6 +119,8 @@ def methods(record: dict) -> list[str]:
     for r in rows:
         exact, mark = r["working_set"], ">= " if r["lower_bound"] else ""
         over = ", handed over to ADMM" if exact["method"] == "admm" else ""
+        if (limit := r.get("memory_limit", Settings().memory_limit)) != Settings().memory_limit:
+            over += f", within {limit / 1e9:.0f} GB"
         out.append(
             f"| {r['layer']} | {r['N']} x {r['P']} -> {r['M']} | {r['epsilon']} | {r['gap_tol']:g}, {r['dtype']} "
             f"| {r['threads']} | {exact['seconds']:.3g} s{over} | {abs(exact['gap']):.0e} "

@@ -399,6 +399,19 @@ def test_all_workers_and_the_scheduler_lost_then_resumed_on_one_machine(tmp_path
     assert not run.exists()
 
 
+def test_a_client_that_has_given_up_is_a_lost_connection():
+    """Between a scheduler's death and its discovery, calls find the client's pool of connections closed."""
+    import asyncio
+
+    from nettrim.distributed import site as site_module
+
+    def connect_to(address):
+        raise RuntimeError("ConnectionPool is closed")
+
+    found = asyncio.run(site_module.ask(connect_to, "tcp://127.0.0.1:1", "key", "answer"))
+    assert found == site_module.Gone("tcp://127.0.0.1:1")
+
+
 def test_imports_are_light():
     program = """
 import sys, nettrim

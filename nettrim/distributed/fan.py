@@ -23,7 +23,7 @@ __all__ = ["Job", "fan_out"]
 #: times that a job is sent before it is given up
 ATTEMPTS = 4
 #: seconds between two looks at whether there are still workers
-WATCH = 10.0
+WATCH = 1.0
 
 log = logging.getLogger("nettrim")
 
@@ -134,7 +134,7 @@ def fan_out(
                     running[_submit(client, job, topic, n_threads)] = job, attempt
                 if not running:
                     continue
-                done = _next(client, list(running))
+                done = _next(client, list(running), stopped)
                 if stopped:
                     raise KeyboardInterrupt("the callback wanted to stop")
                 for future in done:
@@ -173,8 +173,8 @@ def _submit(client: Any, job: Job, topic: str, n_threads: int | None) -> Any:
     return client.submit(_run, data, topic, n_threads, key=key, pure=False, retries=0)
 
 
-def _next(client: Any, futures: list[Any]) -> list[Any]:
-    """Those that are done, once one is.
+def _next(client: Any, futures: list[Any], stopped: list[bool]) -> list[Any]:
+    """Those that are done, once one is, or all is to stop.
 
     Raises
     ------
@@ -184,7 +184,7 @@ def _next(client: Any, futures: list[Any]) -> list[Any]:
     distributed = imported()
     while True:
         done = [future for future in futures if future.done()]
-        if done:
+        if done or stopped:
             return done
         try:
             distributed.wait(futures, timeout=WATCH, return_when="FIRST_COMPLETED")

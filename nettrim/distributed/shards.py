@@ -354,7 +354,7 @@ async def _watched(client: Any, owners: set[str], function: Callable[..., Any], 
                 return task.result()
             try:
                 there = await asyncio.wait_for(client.scheduler.ncores(), NONE_LEFT)
-            except (OSError, AttributeError) as error:
+            except (OSError, RuntimeError, AttributeError) as error:
                 raise lost_scheduler(client) from error
             missing = owners - set(there)
             if missing:

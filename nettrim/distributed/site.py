@@ -52,8 +52,8 @@ async def ask(connect: Callable[[str], Any], address: str, key: str, method: str
         found = await connect(address).actor_execute(
             function=method, actor=key, args=[to_serialize(a) for a in arguments], kwargs={}
         )
-    except OSError:
-        # closed connections and time-outs are such errors
+    except (OSError, RuntimeError):
+        # closed connections and time-outs are OSErrors; a client that has given up its scheduler closed its pool of them
         return Gone(address)
     if found["status"] == "OK":
         return found["result"]
