@@ -174,9 +174,9 @@ def test_a_package_and_a_module_object(folder, run):
 def test_interrupted_and_resumed(folder, run, monkeypatch):
     assert prune(run)[0] == CERTIFIED
     Path("run").rename("whole")
-    from nettrim.torch import pruning
+    from nettrim.torch import layer_run
 
-    solve, solved = pruning.solve_groups, []
+    solve, solved = layer_run.solve_groups, []
 
     def second_stops(layer, *given, **settings):
         solved.append(layer.name)
@@ -184,7 +184,7 @@ def test_interrupted_and_resumed(folder, run, monkeypatch):
             raise KeyboardInterrupt
         return solve(layer, *given, **settings)
 
-    monkeypatch.setattr(pruning, "solve_groups", second_stops)
+    monkeypatch.setattr(layer_run, "solve_groups", second_stops)
     code, out, err = prune(run)
     assert code == NOT_CONVERGED and out == "" and "1 of 3 layers are finished" in err and "Traceback" not in err
     assert not Path("run/pruned.safetensors").exists()
@@ -196,7 +196,7 @@ def test_interrupted_and_resumed(folder, run, monkeypatch):
         solved.append(layer.name)
         return solve(layer, *given, **settings)
 
-    monkeypatch.setattr(pruning, "solve_groups", counted)
+    monkeypatch.setattr(layer_run, "solve_groups", counted)
     assert prune(run)[0] == CERTIFIED
     assert solved == ["0", "2", "2", "4"]
     state, expected = (ntt.load(f"{name}/pruned.safetensors")[0] for name in ("run", "whole"))

@@ -382,9 +382,9 @@ def test_rounds(tmp_path):
 
 
 def test_inplace_refuses_batch_norms_before_the_work(monkeypatch):
-    from nettrim.torch import pruning
+    from nettrim.torch import layer_run
 
-    monkeypatch.setattr(pruning, "solve_groups", None)
+    monkeypatch.setattr(layer_run, "solve_groups", None)
     net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU())
     with pytest.raises(ValueError, match="inplace=True cannot fold"):
         ntt.prune(net, [torch.randn(30, 4)], 0.1, inplace=True)

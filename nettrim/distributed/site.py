@@ -53,7 +53,7 @@ async def ask(connect: Callable[[str], Any], address: str, key: str, method: str
             function=method, actor=key, args=[to_serialize(a) for a in arguments], kwargs={}
         )
     except (OSError, RuntimeError):
-        # closed connections and time-outs are OSErrors; a client that has given up its scheduler closed its pool of them
+        # closed connections and time-outs are OSErrors; a client that has given up its scheduler has closed its pool
         return Gone(address)
     if found["status"] == "OK":
         return found["result"]

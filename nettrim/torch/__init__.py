@@ -11,7 +11,8 @@ from nettrim.torch.allocation import allocate
 from nettrim.torch.capture import arguments_of
 from nettrim.torch.finetune import finetune, keep_zeros
 from nettrim.torch.planning import plan
-from nettrim.torch.pruning import PrunedModel, prune
+from nettrim.torch.pruned import PrunedModel
+from nettrim.torch.pruning import prune
 from nettrim.torch.semi_structured import semi_structured
 from nettrim.torch.shrink import Shrunk, shrink
 from nettrim.torch.store import latency, load, sizes
