@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from nettrim.extras import OPTIONAL, install
 
@@ -66,6 +67,7 @@ def test_reference_is_importable_without_cvxpy():
     """The package is only needed by a solve, whose ImportError names the extra."""
     program = """
 import sys
+
 sys.modules["cvxpy"] = None
 import numpy as np, nettrim as nt, nettrim.reference
 assert nettrim.reference
@@ -79,14 +81,15 @@ else:
     subprocess.run([sys.executable, "-c", program], check=True, cwd="/")
 
 
-def test_nettrim_torch_names_its_extra():
-    program = """
+@pytest.mark.parametrize(("module", "extra"), [("torch", "torch"), ("privacy.inversion", "privacy")])
+def test_what_needs_pytorch_names_its_extra(module, extra):
+    program = f"""
 import sys
 sys.modules["torch"] = None
 try:
-    import nettrim.torch
+    import nettrim.{module}
 except ImportError as error:
-    assert "needs PyTorch" in str(error) and "extra torch" in str(error), error
+    assert "needs PyTorch" in str(error) and "extra {extra}" in str(error), error
 else:
     raise SystemExit("no ImportError")
 """

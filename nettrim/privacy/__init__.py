@@ -6,3 +6,10 @@ prunes as the networks of paper 000 are pruned. `dp_sgd` trains privately, dense
 says what that has spent, and `landscape` measures losses between networks. An attack that fails proves nothing about a
 better one.
 """
+
+from importlib.util import find_spec
+
+from nettrim.extras import install
+
+if find_spec("torch") is None:
+    raise ImportError(f"nettrim.privacy needs PyTorch: {install('privacy')}")
