@@ -20,7 +20,7 @@ NAMES = {"admm": "ADMM", "working_set": "working sets"}
 
 
 def environment(env: dict, threads: bool = True) -> str:
-    count = f"{env['threads']} threads, " if threads else ""
+    count = f"{study_tables.counted(env['threads'], 'thread')}, " if threads else ""
     return f"{env['cpu']}, {count}NumPy {env['numpy']}, SciPy {env['scipy']}, Numba {env['numba']}, {env['date'][:10]}"
 
 
@@ -441,7 +441,7 @@ def structured(record: dict | None) -> list[str]:
             f"| {r['penalty']} | {r['rounds']} | {r['refit'] or ''} | {r['epsilon']:g} | {used} | {after / before:.1%} "
             f"| {' | '.join(cells)} | {r['forward_ratio']:.2f} |"
         )
-    note = f"Unpruned {record['accuracy']:.2%}; forward: seconds over the unpruned network's, to about a third."
+    note = f"Unpruned {record['accuracy']:.2%}; forward: seconds over the unpruned network's, within about a third."
     return [*out, "", f"{note} {environment(record['environment'])}.", ""]
 
 
@@ -545,7 +545,8 @@ def study(path: Path) -> list[str]:
     out = [f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
     out += [f"| {' | '.join(row.values())} |" for row in rows]
     env = records.rows[-1]["environment"]
-    return [*out, "", f"{env['cores']} cores, torch {env['torch']}, NumPy {env['numpy']}, {env['date'][:10]}.", ""]
+    cores = study_tables.counted(env["cores"], "core")
+    return [*out, "", f"{cores}, torch {env['torch']}, NumPy {env['numpy']}, {env['date'][:10]}.", ""]
 
 
 def compared(path: Path) -> list[str]:

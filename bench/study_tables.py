@@ -24,6 +24,11 @@ PAGES = {
 }
 
 
+def counted(number: int, noun: str) -> str:
+    """Such as 1 seed, 3 seeds."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def pages(results: Path) -> dict[str, list[str]]:
     """Lines by the pages' names; where there are no records, a line says so."""
     made = {}
@@ -84,7 +89,7 @@ def _tables(path: Path) -> list[str]:
     seeds = len({row["seed"] for row in records.rows if "seed" in row})
     return [
         *out,
-        f"`{path.name}`: {seeds} seeds; {about['cores']} cores, torch {about['torch']}, NumPy {about['numpy']}, "
-        f"{about['date'][:10]}.",
+        f"`{path.name}`: {counted(seeds, 'seed')}; {counted(about['cores'], 'core')}, torch {about['torch']}, "
+        f"NumPy {about['numpy']}, {about['date'][:10]}.",
         "",
     ]

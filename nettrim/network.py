@@ -290,7 +290,8 @@ def prune(
     Warns
     -----
     UserWarning
-        The error of a layer on the samples held out is more than twice that on the others: these are too few.
+        The error of a layer on the samples held out is more than twice that on the others, or there were too few to
+        hold any back.
     """
     layers, between = check_network(layers, between, inputs, scheme, holdout, samples, targets, ignore)
     chosen = chosen_layers(layers, targets, ignore)
@@ -359,7 +360,7 @@ def prune(
             if progress is not None:
                 progress(reports[-1])
         arriving = {name: (after(between[k], outputs[name]), after(between[k], left[name])) for name in arriving}
-    warn_of_few_samples(reports)
+    warn_of_few_samples(reports, holdout)
     return PrunedNetwork(pruned, between, reports, scheme)
 
 
@@ -395,8 +396,13 @@ def _beside(
         return {layers[job.index].name: made for job, made in fan_out(there, jobs(), callback, threads)}
 
 
-def warn_of_few_samples(reports: Sequence[LayerReport]) -> None:
-    """A warning if held-out errors are far from those on the calibration samples."""
+def warn_of_few_samples(reports: Sequence[LayerReport], holdout: float) -> None:
+    """A warning if held-out errors are far from those on the calibration samples, or cannot be had."""
+    if holdout > 0 and all(r.holdout is None for r in reports):
+        warn(
+            f"too few samples: holdout {holdout:g} of them is none, so nothing is known of the errors on others; give "
+            "more, several times as many as a layer has inputs"
+        )
     apart = [r for r in reports if r.holdout is not None and r.holdout > APART * r.error]
     if apart:
         worst = max(apart, key=lambda r: r.holdout / max(r.error, 1e-300))

@@ -123,7 +123,7 @@ class Problem:
         if X.shape[1] != Y.shape[1]:
             raise ValueError(
                 f"X and Y must have one column per sample: X is {X.shape}, Y is {Y.shape}"
-                + (f"; samples seem to be in rows, {_transposed(chunked)}" if X.shape[0] == Y.shape[0] else "")
+                + _in_rows(X.shape, Y.shape, chunked, isinstance(X, Convolution))
             )
         self.dtype = _working_dtype(dtype, X, Y)
         self.X, self.Y = X.astype(self.dtype, copy=False), Y.astype(self.dtype, copy=False)
@@ -410,8 +410,18 @@ class Problem:
         return f"Problem({kind}, {size}, epsilon={self.epsilon:.6g}{relative}{per}{penalty}, {self.dtype})"
 
 
-def _transposed(chunked: bool) -> str:
-    return 'use Chunked(..., samples="rows")' if chunked else "pass X.T and Y.T"
+def _transposed(chunked: bool, name: str = "") -> str:
+    return 'use Chunked(..., samples="rows")' if chunked else f"pass {name}.T" if name else "pass X.T and Y.T"
+
+
+def _in_rows(x: tuple[int, ...], y: tuple[int, ...], chunked: bool, convolution: bool) -> str:
+    """What to do if shapes suggest samples in rows, of X, of Y or of both."""
+    if x[0] == y[0]:
+        return f"; samples seem to be in rows, {_transposed(chunked)}"
+    for name, fits in (("X", x[0] == y[1] and not convolution), ("Y", x[1] == y[0])):
+        if fits:
+            return f"; the samples of {name} seem to be in rows, {_transposed(chunked, name)}"
+    return ""
 
 
 def _chunks(a: Any, name: str) -> Chunked:

@@ -113,9 +113,25 @@ def print_pruned(pruned: Any, run: Path, weights: str, sizes: dict[str, int]) ->
         f"written to  {run / weights}, and the report beside it as .json",
         f"next        nettrim verify {run}, nettrim report {run}",
     ]
+    others = _others(pruned)
+    if others:
+        lines.insert(3, f"left        {others}, as they were")
     if pruned.folded:
         lines.insert(3, f"folded      {len(pruned.folded)} batch norms into the layers before them")
     print_lines(open_console(), lines)
+
+
+def _others(pruned: Any) -> str:
+    """How many parameters are in modules that were not pruned, and in which kinds."""
+    layers = {r.name for r in pruned.reports}
+    counts: dict[str, int] = {}
+    for name, module in pruned.model.named_modules():
+        size = sum(p.numel() for p in module.parameters(recurse=False))
+        if size and name not in layers:
+            kind = type(module).__name__
+            counts[kind] = counts.get(kind, 0) + size
+    kinds = ", ".join(sorted(counts, key=lambda kind: -counts[kind]))
+    return f"{sum(counts.values()):,} parameters of other modules ({kinds})" if counts else ""
 
 
 def _note_on_gaps(reports: Sequence[Any]) -> list[str]:
@@ -187,6 +203,8 @@ def print_solution(problem: Problem, solution: Solution, output: Path) -> None:
         f"time        {solution.seconds['total']:.2f} s, {solution.effort} ({s['method'].replace('_', ' ')})",
         f"written to  {output}",
     ]
+    if problem.epsilon >= problem.y_norm > 0 and c.nnz == 0:
+        lines.insert(3, "            W = 0 is within the error: ask for a smaller one (--epsilon 0.1 is 10 % of ||Y||)")
     if solution.status is Status.INFEASIBLE:
         if solution.smallest_epsilon is not None:
             least = solution.smallest_epsilon

@@ -158,6 +158,8 @@ def hostile(name: str) -> tuple[dict[str, Any], list[str]]:
         "objects": ({"X": np.array([{}, None]), "Y": Y}, ["X in bad.npz", "pickle"]),
         "other samples": ({"X": X, "Y": Y[:, :7]}, ["X and Y", "(20, 300)", "(5, 7)"]),
         "samples in rows": ({"X": X.T, "Y": Y.T}, ["X.T and Y.T"]),
+        "samples of X in rows": ({"X": X.T, "Y": Y}, ["of X seem to be in rows", "pass X.T"]),
+        "samples of Y in rows": ({"X": X, "Y": Y.T}, ["of Y seem to be in rows", "pass Y.T"]),
         "vector": ({"X": X[0], "Y": Y}, ["X must be a matrix"]),
         "no samples": ({"X": X[:, :0], "Y": Y[:, :0]}, ["X is empty"]),
         "nan": ({"X": nan, "Y": Y}, ["X contains NaN"]),
@@ -177,6 +179,8 @@ HOSTILE = [
     "objects",
     "other samples",
     "samples in rows",
+    "samples of X in rows",
+    "samples of Y in rows",
     "vector",
     "no samples",
     "nan",
@@ -636,3 +640,9 @@ def test_wrong_paths_and_penalties(folder, run, arguments, words):
     np.savez("small.npz", X=np.ones((3, 10)), Y=np.ones((5, 10)))
     np.savez("other.npz", **layer(), V=0.5)
     assert_refused(run(*arguments), *words)
+
+
+def test_an_error_that_allows_for_nothing_is_pointed_out(folder, run):
+    np.savez("in.npz", **layer())
+    code, out, _ = run("solve", "in.npz", "-o", "out.npz", "--epsilon", 5)
+    assert code == CERTIFIED and "kept        0 of" in out and "ask for a smaller one (--epsilon 0.1 is 10 %" in out

@@ -46,6 +46,9 @@ def two():
     torch.manual_seed(0)
     return Two()
 
+def upwards():
+    return nn.Sequential(nn.Linear(12, 12), nn.Unflatten(1, (3, 4)), nn.ConvTranspose1d(3, 2, 3))
+
 def broken():
     raise KeyError("no such layer")
 
@@ -155,6 +158,7 @@ def test_several_inputs(folder, run):
     assert code == USAGE and out == "" and "--inputs" in err and "labels" in err
     code, out, _ = prune(run, "--inputs", "x,token", model="net.py:two", data="two.npz")
     assert code == CERTIFIED and "join" in out
+    assert "left        20 parameters of other modules (Embedding), as they were" in out
     assert Job.read(Path("run")).inputs == ("x", "token")
     code, out, _ = run("verify", "run", "--bound", "--json")
     assert code == CERTIFIED
@@ -261,6 +265,7 @@ def test_other_samples_are_told(folder, run):
         (["net.py:build", "--scheme", "serial"], ["--scheme", "cascade"]),
         (["net.py:build", "--targets", "fc*"], ["--targets", "'fc*'", "'0'"]),
         (["net.py:build", "--ignore", "head"], ["--ignore", "'head'"]),
+        (["net.py:upwards"], ["is a transposed convolution", "leave it out with --ignore"]),
         (["net.py:build", "--memory", "much"], ["--memory", "4GB"]),
         (["net.py:build", "--holdout", "1"], ["--holdout"]),
         (["net.py:build", "--layout", "sparse"], ["--layout"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -309,3 +310,11 @@ def test_too_few_samples_are_warned_of():
     model = torch.nn.Sequential(torch.nn.Linear(50, 30), torch.nn.ReLU(), torch.nn.Linear(30, 5))
     with pytest.warns(UserWarning, match="too few samples"):
         ntt.prune(model, [torch.randn(40, 50)], 0.02, holdout=0.5)
+    # a tenth of four is none
+    with pytest.warns(UserWarning, match="too few samples: holdout 0.1 of them is none"):
+        nt.prune(layers, x[:4], 0.1)
+    with pytest.warns(UserWarning, match="too few samples: holdout 0.1 of them is none"):
+        ntt.prune(model, [torch.randn(4, 50)], 0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        ntt.prune(model, [torch.randn(4, 50)], 0.1, holdout=0)

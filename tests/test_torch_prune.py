@@ -285,6 +285,7 @@ def test_batches_are_cut_and_split():
         ({"loader": torch.zeros(3, 10)}, TypeError, "wrap one batch in a list"),
         ({"loader": []}, ValueError, "no samples"),
         ({"loader": [3.0]}, TypeError, "no tensor|a batch must be"),
+        ({"loader": [torch.zeros(3, 10), torch.full((3, 10), torch.nan)]}, ValueError, "loader gave NaN, in batch 1"),
         ({"scheme": "serial"}, ValueError, "scheme must be one of"),
         ({"holdout": 1.5}, ValueError, "holdout must be in"),
         ({"targets": "0"}, TypeError, "list of patterns"),

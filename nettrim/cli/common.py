@@ -76,6 +76,7 @@ def door(about: str = "") -> Iterator[None]:
             yield
         except (ValueError, TypeError) as error:
             name, space, rest = str(error).partition(" ")
+            rest = rest.replace("add it to `ignore`", "leave it out with --ignore")
             raise Refused(f"{about}{OPTION_NAMES.get(name, name)}{space}{rest}") from error
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nettrim.torch.watch import undisturbed
+from nettrim.torch.watch import tensors_in, undisturbed
 
 __all__ = [
     "Store",
@@ -72,7 +72,7 @@ def batches_of(loader: Iterable[Any], samples: int | None = None) -> list[Any]:
     TypeError
         `loader` is not iterable, or is a single tensor.
     ValueError
-        It is empty, or `samples` is below 1.
+        It is empty, or gives NaN, or `samples` is below 1.
     """
     if isinstance(loader, torch.Tensor) or not isinstance(loader, Iterable):
         raise TypeError(f"loader must be an iterable of batches; got {type(loader).__name__}: wrap one batch in a list")
@@ -84,6 +84,9 @@ def batches_of(loader: Iterable[Any], samples: int | None = None) -> list[Any]:
         size = length(batch)
         if samples is not None and count + size > samples:
             batch, size = _cut(batch, 0, samples - count), samples - count
+        # infinite entries may be meant, in a mask of attention
+        if any(t.is_floating_point() and t.isnan().any() for t in tensors_in(batch, objects=False)):
+            raise ValueError(f"loader gave NaN, in batch {len(kept)} (counted from 0)")
         kept.append(batch)
         count += size
         if samples is not None and count >= samples:

@@ -75,16 +75,18 @@ def find_targets(
     TypeError
         `example` is not a tuple, or patterns are a string.
     ValueError
-        A pattern that fits nothing; a layer that was asked for and does not run, or that cannot be pruned: a kind or
-        padding that is not supported, weights that are not plain parameters of its own. A model with uninitialised
-        parameters.
+        No layers; a pattern that fits nothing; a layer that was asked for and does not run, or that cannot be pruned:
+        a kind or padding that is not supported, weights that are not plain parameters of its own. A model with
+        uninitialised parameters.
     """
     for what, patterns in (("targets", targets), ("ignore", ignore)):
         if isinstance(patterns, str):
             raise TypeError(f"{what} must be a list of patterns; got the string {patterns!r}")
     names = names_of(model)
     candidates = {module: known for module, known in names.items() if is_plain(module) or is_unsupported(module)}
-    listed = ", ".join(repr(known[0]) for known in candidates.values()) or "none"
+    if not candidates:
+        raise ValueError("model has no Linear, Conv1d or Conv2d module, which are the layers that can be pruned")
+    listed = ", ".join(repr(known[0]) for known in candidates.values())
     for pattern in targets:
         if not any(fits(known, [pattern]) for known in candidates.values()):
             raise ValueError(f"targets has the pattern {pattern!r}, which fits no layer; there are: {listed}")

@@ -143,7 +143,8 @@ def prune(
     Warns
     -----
     UserWarning
-        The error of a layer on the samples held out is more than twice that on the others: these are too few.
+        The error of a layer on the samples held out is more than twice that on the others, or there were too few to
+        hold any back.
     """
     Settings.make(**settings)
     how = How(method, rounds, refit, effort, penalty, pattern)
@@ -201,7 +202,7 @@ def prune(
         replace(r, error=e, holdout=h)
         for r, e, h in zip(reports, errors[0], errors[1] or [None] * len(reports), strict=True)
     ]
-    warn_of_few_samples(reports)
+    warn_of_few_samples(reports, holdout)
     if inplace:
         model.load_state_dict(pruned.state_dict())
         pruned = model
