@@ -24,6 +24,7 @@ and the caller judges the sum by its certificate. One neuron's Gram matrix at a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,9 +85,15 @@ def cost(loop: Any, W: np.ndarray) -> float:
 
 
 def polish(
-    loop: Any, W: np.ndarray, multiplier: np.ndarray, gap_tol: float, feas_tol: float, rounds: int = ROUNDS
+    loop: Any,
+    W: np.ndarray,
+    multiplier: np.ndarray,
+    gap_tol: float,
+    feas_tol: float,
+    rounds: int = ROUNDS,
+    stopped: Callable[[], Any] = lambda: False,
 ) -> Polished | None:
-    """Proposal made of each neuron's best pair after a few rounds; None if no neuron gained.
+    """Proposal made of each neuron's best pair after a few rounds; None if no neuron gained, or if it was stopped.
 
     Parameters
     ----------
@@ -100,8 +107,10 @@ def polish(
         A neuron is finished when its share of the gap and of the violation is a tenth of these.
     rounds : int
         Active-set corrections at most.
+    stopped : callable
+        Asked before each neuron: many neurons with dense supports take minutes.
     """
-    return _Polish(loop, W, multiplier, gap_tol, feas_tol).run(rounds)
+    return _Polish(loop, W, multiplier, gap_tol, feas_tol).run(rounds, stopped)
 
 
 class _Polish:
@@ -132,12 +141,14 @@ class _Polish:
         self.spent = np.zeros(M)
         self.score = np.full(M, np.inf)
 
-    def run(self, rounds: int) -> Polished | None:
+    def run(self, rounds: int, stopped: Callable[[], Any]) -> Polished | None:
         todo = np.arange(self.W.shape[1])
         self.spent = self.loop.violations(self.W)[0]
         started = False
         for _ in range(rounds):
-            self._solve(todo)
+            self._solve(todo, stopped)
+            if stopped():
+                return None
             self._level()
             if not started:
                 self._judge(todo, incumbent=True)
@@ -149,7 +160,7 @@ class _Polish:
             return None
         return self._assemble()
 
-    def _solve(self, todo: np.ndarray) -> None:
+    def _solve(self, todo: np.ndarray, stopped: Callable[[], Any]) -> None:
         """Newton systems of the trial neurons, one neuron a thread, BLAS held to one thread each."""
         from nettrim.kernels import newton
 
@@ -157,6 +168,8 @@ class _Polish:
 
         def solve(m: int) -> None:
             n = self.trial[m]
+            if stopped():
+                return
             if n.support.size + n.active.size > _LARGEST:
                 n.c = np.inf
                 return

@@ -362,7 +362,7 @@ class Run:
                 rounds = 10 * ROUNDS
         if multiplier is None:
             multiplier = check.multiplier()
-        result = polish(self.loop, weights, multiplier, s.gap_tol, s.feas_tol, rounds)
+        result = polish(self.loop, weights, multiplier, s.gap_tol, s.feas_tol, rounds, self._stopped)
         self.seconds["polish"] += time.perf_counter() - began
         if result is None or result.gap > s.gap_tol or result.violation > s.feas_tol:
             return False

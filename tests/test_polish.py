@@ -30,6 +30,22 @@ def rough_and_polished(problem, rough_gap=1e-3):
     return result
 
 
+def test_a_polish_ends_within_its_first_round_when_time_is_up():
+    known = known_optimum(np.random.default_rng(1), 40, 6, 200)
+    solver = nt.Solver(known.problem, gap_tol=1e-3, feas_tol=1e-3, polish=False, method="admm")
+    rough, asked = solver.solve(), []
+
+    def stopped():
+        asked.append(len(asked) >= 3)
+        return asked[-1]
+
+    arguments = solver._loop(), rough.W, rough.dual, 1e-10, 1e-10
+    assert polish(*arguments[:2], rough.dual.copy(), *arguments[3:]) is not None
+    assert polish(*arguments[:2], rough.dual.copy(), *arguments[3:], stopped=stopped) is None
+    # of the six neurons three were solved, and nothing was judged
+    assert len(asked) == 7
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_polish_reaches_the_known_optimum(kind):
     known = known_optimum(np.random.default_rng(1), 40, 6, 200, **KINDS[kind])
