@@ -82,6 +82,8 @@ def plot(records: Records, folder: Path) -> list[Path]:
             axes[1].set_title("l1 training against Net-Trim, tuned")
             for panel in axes:
                 panel.set(xlabel="zeros, %", ylabel="test accuracy, %")
+                # intervals of three seeds may reach beyond what there is
+                panel.set_xlim(max(panel.get_xlim()[0], -3), min(panel.get_xlim()[1], 103))
             clip_percent(axes)
 
         paths.append(draw(folder / f"regularised_{name}.png", 2, fill))

@@ -84,8 +84,9 @@ def draw(
         panel.grid(color="#e6e9ec")
     handles = {label: h for panel in axes for h, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     if handles:
-        figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, 2 * panels), frameon=False
-        )
+        # long names in fewer columns: a letter is about .08 inches, a line and the space around it .6
+        fitting = int(size[0] * panels / (0.08 * max(map(len, handles)) + 0.6))
+        columns = max(1, min(4, 2 * panels, fitting))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
     figure.savefig(path, dpi=110)
     return path
