@@ -37,7 +37,7 @@ package: $(VENV)/dev.stamp  ## build the archives and try the wheel in an enviro
 # the short forms run in a copy, so that they leave the figures of bench/results alone
 bench: $(VENV)/dev.stamp  ## print the benchmark commands and run two of them in a short form (needs MNIST, see CONTRIBUTING.md)
 	@echo "The benchmarks, one command each, JSON into bench/results; report.py puts the figures into the README and the docs:"
-	@for command in "solvers.py published" "solvers.py cvxpy" "solvers.py methods" iteration.py scaling.py rounds.py reweighting.py "pruners.py layers" "pruners.py network" coresets.py network.py convolution.py gpu.py outofcore.py distributed.py report.py; do \
+	@for command in "solvers.py published" "solvers.py cvxpy" "solvers.py methods" iteration.py startup.py scaling.py rounds.py reweighting.py "pruners.py layers" "pruners.py network" coresets.py network.py convolution.py gpu.py outofcore.py distributed.py report.py; do \
 	  echo "  $(BIN)/python bench/$$command"; done
 	@test -e bench/cache/mnist_fc.npz || $(BIN)/python bench/mnist.py
 	@rm -rf build/bench && mkdir -p build && cp -r bench build/bench && rm -f build/bench/results/*.json

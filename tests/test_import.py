@@ -1,4 +1,4 @@
-"""`import nettrim` is light: no optional package, and soon done; what is said where something is missing."""
+"""`import nettrim` is light: no optional package, and what is said where something is missing."""
 
 from __future__ import annotations
 
@@ -31,29 +31,20 @@ HEAVY = {
     "scipy",
 }
 
-PROGRAM = """
-import json, sys, time
-# processor time: what other programs do meanwhile is not the import's
-began = time.process_time()
-import numpy
-between = time.process_time()
-import nettrim
-times = (time.process_time() - began) / (between - began)
-print(json.dumps({"times": times, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
-"""
 
-
-def fresh_import() -> dict:
+def fresh_import() -> set[str]:
+    program = "import json, sys, nettrim; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
     # away from the working directory: the installed package, not a folder that happens to be here
-    out = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, cwd="/")
-    return json.loads(out.stdout)
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd="/")
+    return set(json.loads(out.stdout))
 
 
-def test_import_is_light_and_quick():
-    runs = [fresh_import() for _ in range(5)]
-    assert not HEAVY & set(runs[0]["modules"])
-    # half a second in all is the aim, NumPy's own import a fifth of one: as a ratio it holds on slow and busy machines
-    assert min(run["times"] for run in runs) < 3
+def test_import_is_light():
+    """NumPy and threadpoolctl are all that is loaded; what the import takes is measured by bench/startup.py."""
+    beyond = fresh_import() - sys.stdlib_module_names
+    assert not HEAVY & beyond
+    # what an environment loads by itself (.pth files of editable installs) comes under a name with an underscore
+    assert {name for name in beyond if not name.startswith("_")} <= {"nettrim", "numpy", "threadpoolctl"}, beyond
 
 
 def test_reference_is_part_of_the_package():
