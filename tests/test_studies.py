@@ -121,6 +121,9 @@ def test_cifar10():
     np.testing.assert_allclose(everything.mean((0, 2, 3), dtype=np.float64), 0, atol=1e-4)
     np.testing.assert_allclose(everything.std((0, 2, 3), dtype=np.float64), 1, atol=1e-4)
     assert np.bincount(samples.test[1]).tolist() == [1000] * 10
+    # the first n, as `fewer` takes them, are of all classes
+    for _, labels in (samples.train, samples.validation, samples.test):
+        assert np.bincount(labels[:300], minlength=10).min() >= 15
 
 
 # records

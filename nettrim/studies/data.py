@@ -74,7 +74,7 @@ def digit_rows(seed: int = 0) -> DataSet:
 
 
 def cifar10(seed: int = 0) -> DataSet:
-    """Images (3, 32, 32), normalised by the channels' means and deviations of the training images.
+    """Images (3, 32, 32), their classes mixed, normalised by the channels' means and deviations of the training images.
 
     The files are JPEG (lossy): accuracies compare with each other, and only roughly with those of the original data.
     """
@@ -164,6 +164,8 @@ def _cifar_part(part: str) -> tuple[np.ndarray, np.ndarray]:
         raise ImportError(f"JPEG files need Pillow: {install('studies')}") from error
     with zipfile.ZipFile(path) as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
+        # the files are in order of their classes: mixed, always in the same way, so that the first n are a sample
+        np.random.default_rng(0).shuffle(names)
         classes = sorted({_class_of(name) for name in names})
         images = np.empty((len(names), 3, 32, 32), np.float32)
         for k, name in enumerate(names):

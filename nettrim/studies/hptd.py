@@ -19,7 +19,7 @@ from nettrim.studies import data, training
 from nettrim.studies.hptd_report import plot, tables
 from nettrim.studies.networks import Case, accuracies, augment, hashed, named, trained
 from nettrim.studies.records import Records
-from nettrim.studies.trimming import FC, LENET, Trim, described, fewer, sparsity, trim, truncate, tune, zeros
+from nettrim.studies.trimming import FC, LENET, RATE, Trim, described, fewer, sparsity, trim, truncate, tune, zeros
 
 __all__ = ["KEY", "PRESETS", "Config", "Part", "plot", "run", "tables"]
 
@@ -44,6 +44,8 @@ class Part:
         Of fine-tuning.
     tuning : int, optional
         Training samples that it uses; default all.
+    rate : float
+        Of its steps.
     """
 
     case: Case
@@ -51,11 +53,13 @@ class Part:
     epsilons: tuple[float, ...]
     epochs: int = 3
     tuning: int | None = None
+    rate: float = RATE
 
     @property
     def recipe(self) -> str:
         """A short name for what makes a record, but for what its key says."""
-        return hashed({**self.case.training, "epochs": self.epochs, "tuning": self.tuning})
+        made = {**self.case.training, "epochs": self.epochs, "tuning": self.tuning}
+        return hashed(made if self.rate == RATE else {**made, "rate": self.rate})
 
 
 @dataclass(frozen=True)
@@ -139,5 +143,6 @@ def _tuned(part: Part, model: nn.Module, samples: data.DataSet, seed: int) -> di
     tune(
         *(model, fewer(samples, part.tuning), part.epochs, seed, augment(part.case)),
         progress=lambda epoch, loss: validation.append(training.accuracy(model, *samples.validation)),
+        rate=part.rate,
     )
     return {"validation": validation, "test": [*test, training.accuracy(model, *samples.test)]}

@@ -178,6 +178,7 @@ def tune(
     seed: int,
     augment: Augment | None = None,
     progress: Callable[[int, float], Any] | None = None,
+    rate: float = RATE,
 ) -> None:
     """Train what is left, in place, as the paper's FT step does: stochastic gradients, on the non-zeros.
 
@@ -192,6 +193,8 @@ def tune(
         See `training.Batches`.
     progress : callable, optional
         Called with the epoch, from 1, and its mean loss.
+    rate : float
+        Of the steps.
     """
     if epochs:
         torch.manual_seed(seed)
@@ -200,7 +203,7 @@ def tune(
             model,
             training.Batches(*samples.train, size=BATCH, seed=seed, augment=augment),
             nn.functional.cross_entropy,
-            torch.optim.SGD(model.parameters(), RATE, MOMENTUM),
+            torch.optim.SGD(model.parameters(), rate, MOMENTUM),
             epochs,
             progress,
             names=[f"{name}.weight" for name in layers_of(model)],
