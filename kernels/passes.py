@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numba as nb
 import numpy as np
-from nettrim.kernels.systems import OPTIONS
+from nettrim.kernels.systems import FAST, OPTIONS
 
 #: samples gathered at a time, and rows of a block of the symmetric product
 _CHUNK, _ROWS = 512, 64
@@ -42,6 +42,58 @@ def gather_columns(X, rows, columns, out):
         row = X[rows[i]]
         for k in range(columns.size):
             out[i, k] = row[columns[k]]
+
+
+@nb.njit(**OPTIONS)
+def gather_block(X, index, rows):
+    """Rows `rows` of X over the samples `index`, as (chunks, rows, _CHUNK); the last chunk ends in zeros."""
+    chunks = -(-index.size // _CHUNK)
+    block = np.empty((chunks, rows.size, _CHUNK), X.dtype)
+    # no sign, which every access would look at
+    part = np.empty(_CHUNK, np.uint32)
+    for c in range(chunks):
+        count = min(_CHUNK, index.size - c * _CHUNK)
+        for k in range(count):
+            part[k] = index[c * _CHUNK + k]
+        block[c, :, count:] = 0
+        gather_columns(X, rows, part[:count], block[c])
+    return block
+
+
+@nb.njit(**OPTIONS)
+def block_products(block, count, G):
+    """Fill the first `count` rows and columns of G, and its diagonal, with the products of the block's rows."""
+    n = block.shape[1]
+    for i in range(n):
+        for j in range(n if i < count else 0):
+            G[i, j] = 0.0
+        G[i, i] = 0.0
+    for first in range(0, count, _ROWS):
+        last = min(first + _ROWS, count)
+        # from the diagonal on
+        product = np.empty((last - first, n - first), block.dtype)
+        for c in range(block.shape[0]):
+            np.dot(block[c, first:last], block[c, first:].T, product)
+            for i in range(first, last):
+                for j in range(i, n):
+                    G[i, j] += product[i - first, j - first]
+    for i in range(count, n):
+        G[i, i] = block_product(block, i, i)
+    for i in range(count):
+        for j in range(i + 1, n):
+            G[j, i] = G[i, j]
+
+
+@nb.njit(**FAST)
+def block_product(block, i, j):
+    """The inner product of two rows of a block: in its dtype within chunks, in float64 over them."""
+    total = 0.0
+    for c in range(block.shape[0]):
+        x, y, part = block[c, i], block[c, j], block.dtype.type(0)
+        for p in range(x.size):
+            part += x[p] * y[p]
+        total += part
+    return total
 
 
 @nb.njit(**OPTIONS)

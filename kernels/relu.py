@@ -41,27 +41,40 @@ def residuals(Z, target, mask, upper, shift, weight, out):
 
 
 @nb.njit(**_OPTIONS)
-def descend(z, step, y, inside, v, u, weight, before, halvings):
-    """In place z <- z + t step for the first t of 1, 1/2, 1/4, ... with a smaller loss than `before`.
-
-    Returns t and the loss there; t = 0, and z as it was, if there is none.
-    """
-    P = z.size
-    flat, still = v.size == 1, u.size == 1
-    zero = z.dtype.type(0)
-    t = 1.0
-    for _ in range(halvings):
-        s = z.dtype.type(t)
-        ball, excess = 0.0, 0.0
-        for p in range(P):
+def _loss_at(z, step, s, y, inside, v, u, weight):
+    """The loss at the outputs z + s step."""
+    flat, still, zero = v.size == 1, u.size == 1, z.dtype.type(0)
+    ball, excess = 0.0, 0.0
+    if flat and still:
+        bound = v[0] - u[0]
+        for p in range(z.size):
+            new = z[p] + s * step[p]
+            d = new - y[p]
+            e = max(new - bound, zero)
+            ball += np.float64(d) * d if inside[p] else 0.0
+            excess += 0.0 if inside[p] else np.float64(e) * e
+    else:
+        for p in range(z.size):
             new = z[p] + s * step[p]
             d = new - y[p]
             e = max(new - v[0 if flat else p] + u[0 if still else p], zero)
             ball += np.float64(d) * d if inside[p] else 0.0
             excess += 0.0 if inside[p] else np.float64(e) * e
-        after = ball + weight * excess
+    return ball + weight * excess
+
+
+@nb.njit(**_OPTIONS)
+def descend(z, step, y, inside, v, u, weight, before, halvings):
+    """In place z <- z + t step for the first t of 1, 1/2, 1/4, ... with a smaller loss than `before`.
+
+    Returns t and the loss there; t = 0, and z as it was, if there is none.
+    """
+    t = 1.0
+    for _ in range(halvings):
+        s = z.dtype.type(t)
+        after = _loss_at(z, step, s, y, inside, v, u, weight)
         if after < before:
-            for p in range(P):
+            for p in range(z.size):
                 z[p] += s * step[p]
             return t, after
         t *= 0.5
@@ -72,23 +85,33 @@ def descend(z, step, y, inside, v, u, weight, before, halvings):
 def crossings(z, inside, v, u, over):
     """Samples off Omega that now are over their bound and were not, and the other way round; `over` follows."""
     P = z.size
-    flat, still = v.size == 1, u.size == 1
+    flat, still, zero = v.size == 1, u.size == 1, z.dtype.type(0)
+    now = np.empty(P, np.bool_)
     rising, falling = 0, 0
+    # without branches, which the compiler then makes vector instructions of
+    if flat and still:
+        bound = v[0] - u[0]
+        for p in range(P):
+            now[p] = (z[p] - bound > zero) & (not inside[p])
+    else:
+        for p in range(P):
+            now[p] = (z[p] - v[0 if flat else p] + u[0 if still else p] > zero) & (not inside[p])
     for p in range(P):
-        now = not inside[p] and z[p] - v[0 if flat else p] + u[0 if still else p] > 0
-        rising += now and not over[p]
-        falling += over[p] and not now
+        rising += now[p] & (not over[p])
+        falling += over[p] & (not now[p])
     up, down = np.empty(rising, np.int64), np.empty(falling, np.int64)
+    if rising + falling == 0:
+        return up, down
     i, j = 0, 0
     for p in range(P):
-        now = not inside[p] and z[p] - v[0 if flat else p] + u[0 if still else p] > 0
-        if now and not over[p]:
-            up[i] = p
-            i += 1
-        elif over[p] and not now:
-            down[j] = p
-            j += 1
-        over[p] = now
+        if now[p] != over[p]:
+            if now[p]:
+                up[i] = p
+                i += 1
+            else:
+                down[j] = p
+                j += 1
+        over[p] = now[p]
     return up, down
 
 

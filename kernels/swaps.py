@@ -10,140 +10,135 @@ from __future__ import annotations
 
 import numba as nb
 import numpy as np
+from nettrim.kernels.passes import block_product
+from nettrim.kernels.systems import OPTIONS, axpy, dot
 
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 #: a curvature that is left below this part of an input's own is rounding: the input depends on the basis
 _DEPENDENT = 1e-7
 
 
-@nb.njit(**_OPTIONS)
-def _best(K, w, B, g, rest, own, group_s, group_t, locked):
-    """(gain, slot, other) of the best exchange."""
+@nb.njit(**OPTIONS)
+def _best(cost, ratio, inverse, B, g, rest, own, group_s, group_t):
+    """(gain, slot, other) of the best exchange; an infinite cost is that of an input that stays."""
     best, slot, other = 0.0, -1, -1
-    for i in range(w.size):
-        if locked[i]:
-            continue
-        cost, ratio, inverse = w[i] * w[i] / K[i, i], w[i] / K[i, i], 1.0 / K[i, i]
-        for t in range(g.size):
-            if group_t[t] != group_s[i]:
+    for t in range(g.size):
+        row = B[t]
+        for i in range(cost.size):
+            curvature = rest[t] + row[i] * row[i] * inverse[i]
+            slope = g[t] + row[i] * ratio[i]
+            # as gain > best, without the division
+            if slope * slope <= (best + cost[i]) * curvature:
                 continue
-            curvature = rest[t] + B[t, i] * B[t, i] * inverse
-            if curvature <= _DEPENDENT * own[t]:
-                continue
-            slope = g[t] + B[t, i] * ratio
-            gain = slope * slope / curvature - cost
-            if gain > best:
-                best, slot, other = gain, i, t
+            if group_t[t] == group_s[i] and curvature > _DEPENDENT * own[t]:
+                best, slot, other = slope * slope / curvature - cost[i], i, t
     return best, slot, other
 
 
-@nb.njit(**_OPTIONS)
-def exchange(G, b, basis, others, group, locked, least, most):
+@nb.njit(**OPTIONS)
+def _complete(G, known, t, block):
+    """Make row t of G, and its column, if it is not known."""
+    if not known[t]:
+        for i in range(known.size):
+            # the diagonal is there, with its ridge
+            if i != t:
+                G[t, i] = G[i, t] = block_product(block, t, i)
+        known[t] = True
+
+
+@nb.njit(**OPTIONS)
+def exchange(G, b, basis, others, group, locked, least, most, known, block):
     """Make the best exchanges, one after the other, while each gains more than `least`; `basis` and `others` change.
 
-    `group` is that of each input: only inputs of one group are exchanged. Inputs that are `locked` stay. Returns the
-    number of exchanges; they are not made at all if the basis is too dependent to begin with.
+    `group` is that of each input: only inputs of one group are exchanged. Inputs that are `locked` stay. Of G, the
+    diagonal, and the rows and columns that are `known`, among them those of the basis, are needed; those of inputs that
+    enter are made of the rows of `block` (see passes.py).
+
+    Returns the number of exchanges, the weights of the basis, what each of its inputs costs to take out then, by
+    itself, and what each of the others gains when put in. If the basis is too dependent to begin with there are no
+    exchanges, and no prices.
     """
     n, m = basis.size, others.size
-    if n == 0 or m == 0:
-        return 0
-    K = np.linalg.inv(G[basis][:, basis])
-    w = np.dot(K, b[basis])
+    costs, gains = np.zeros(n), np.zeros(m)
+    K, w, B, g = np.empty((n, n)), np.empty(n), np.empty((m, n)), b[others]
     across = G[others][:, basis]
-    B = np.dot(across, K)
-    g = b[others] - np.dot(across, w)
+    if n:
+        K = np.ascontiguousarray(np.linalg.inv(G[basis][:, basis]))
+        w = np.dot(K, b[basis])
+        B = np.dot(across, K)
+        g -= np.dot(across, w)
     own, rest = np.empty(m), np.empty(m)
     for t in range(m):
         own[t] = G[others[t], others[t]]
-        rest[t] = own[t] - np.dot(B[t], across[t])
+        rest[t] = own[t] - dot(B[t], across[t], n)
     stay, group_s, group_t = locked[basis], group[basis], group[others]
     for i in range(n):
         if not K[i, i] > 0:
-            return 0
-    column, u = np.empty(n), np.empty(n)
-    for count in range(most):
-        gain, i, t = _best(K, w, B, g, rest, own, group_s, group_t, stay)
+            return 0, w, costs, gains
+    cost, ratio, inverse = np.empty(n), np.empty(n), np.empty(n)
+    column, u, q = np.empty(n), np.empty(n), np.empty(n)
+    made = 0
+    while made < most:
+        for i in range(n):
+            inverse[i] = 1.0 / K[i, i]
+            ratio[i] = w[i] * inverse[i]
+            cost[i] = np.inf if stay[i] else w[i] * ratio[i]
+        gain, i, t = _best(cost, ratio, inverse, B, g, rest, own, group_s, group_t)
         if gain <= least:
-            return count
+            break
+        made += 1
         leaving, entering = basis[i], others[t]
+        _complete(G, known, entering, block)
         # out with input i: its row and column of K vanish
-        scale, move = 1.0 / K[i, i], w[i] / K[i, i]
+        scale, move = inverse[i], ratio[i]
+        column[:] = K[i]
         for a in range(n):
-            column[a] = K[a, i]
-        for a in range(n):
-            w[a] -= column[a] * move
-            for c in range(n):
-                K[a, c] -= column[a] * column[c] * scale
+            axpy(K[a], -column[a] * scale, column, n)
+        axpy(w, -move, column, n)
         w[i] = 0.0
-        for a in range(n):
-            K[a, i] = K[i, a] = 0.0
+        K[i, :] = 0.0
+        K[:, i] = 0.0
         for k in range(m):
             f = B[k, i] * scale
             g[k] += B[k, i] * move
             rest[k] += B[k, i] * f
-            for a in range(n):
-                B[k, a] -= f * column[a]
+            axpy(B[k], -f, column, n)
             B[k, i] = 0.0
         # in with the other: u = K G_S,t is its row of B
         u[:] = B[t]
         inside, slope = rest[t], g[t]
         step = slope / inside
+        axpy(w, -step, u, n)
         for a in range(n):
-            w[a] -= u[a] * step
-            for c in range(n):
-                K[a, c] += u[a] * u[c] / inside
+            axpy(K[a], u[a] / inside, u, n)
         w[i] = step
         for a in range(n):
             K[a, i] = K[i, a] = -u[a] / inside
+            q[a] = G[entering, basis[a]]
         K[i, i] = 1.0 / inside
+        # the one that has left has no part in this
+        q[i] = 0.0
         basis[i], others[t] = entering, leaving
         for k in range(m):
             if k == t:
                 continue
-            mixed = G[others[k], entering]
-            for a in range(n):
-                if a != i:
-                    mixed -= B[k, a] * G[basis[a], entering]
+            mixed = G[entering, others[k]] - dot(B[k], q, n)
             f = mixed / inside
             g[k] -= f * slope
             rest[k] -= f * mixed
-            for a in range(n):
-                B[k, a] -= f * u[a]
+            axpy(B[k], -f, u, n)
             B[k, i] = f
         # the input that left is one of the others now
         own[t] = G[leaving, leaving]
-        rest[t], g[t] = own[t], b[leaving]
         for a in range(n):
-            total = 0.0
-            for c in range(n):
-                total += G[leaving, basis[c]] * K[c, a]
-            B[t, a] = total
+            q[a] = G[leaving, basis[a]]
         for a in range(n):
-            rest[t] -= B[t, a] * G[leaving, basis[a]]
-            g[t] -= G[leaving, basis[a]] * w[a]
+            B[t, a] = dot(K[a], q, n)
+        rest[t] = own[t] - dot(B[t], q, n)
+        g[t] = b[leaving] - dot(q, w, n)
         group_t[t], group_s[i] = group_s[i], group_t[t]
-    return most
-
-
-@nb.njit(**_OPTIONS)
-def prices(G, b, basis, others):
-    """What each input of the basis costs to take out, and what each other one gains when put in, by itself."""
-    n, m = basis.size, others.size
-    costs, gains = np.zeros(n), np.zeros(m)
-    across = G[others][:, basis]
-    g, B = b[others].copy(), np.zeros((m, n))
-    if n:
-        K = np.linalg.inv(G[basis][:, basis])
-        w = np.dot(K, b[basis])
-        for i in range(n):
-            costs[i] = w[i] * w[i] / K[i, i] if K[i, i] > 0 else 0.0
-        B = np.dot(across, K)
-        g -= np.dot(across, w)
+    for i in range(n):
+        costs[i] = w[i] * w[i] / K[i, i]
     for t in range(m):
-        own = G[others[t], others[t]]
-        rest = own
-        for a in range(n):
-            rest -= B[t, a] * across[t, a]
-        if rest > _DEPENDENT * own:
-            gains[t] = g[t] * g[t] / rest
-    return costs, gains
+        if rest[t] > _DEPENDENT * own[t]:
+            gains[t] = g[t] * g[t] / rest[t]
+    return made, w, costs, gains

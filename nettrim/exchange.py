@@ -8,7 +8,7 @@ another in its place is known in closed form, for all pairs at once (kernels/swa
 exchange, and again, until none gains; then Newton's method finds the true minimum on the new support, and what has not
 become better is undone. Inputs that are not in a support are tried if their slope promises most, g_t^2 / ||x_t||^2.
 
-Counts move between neurons by the same prices: before the exchanges of a round, inputs that cost little leave their
+Counts move between neurons by the same prices: after the exchanges of a round, inputs that cost little leave their
 neurons for those that gain much in others. The sum of all is then judged, not each neuron.
 """
 
@@ -40,22 +40,33 @@ _RIDGE = 1e-6
 
 @dataclass
 class _Model:
-    """The quadratic of one neuron over `inputs`; `basis` and `others` are places among them."""
+    """The quadratic of one neuron over `inputs`, after its exchanges; `basis` and `others` are places among them.
+
+    Of G, the rows and columns that are `known` are there, and the diagonal. An input of the basis has a cost, what the
+    loss rises by without it, and one of the others a gain.
+    """
 
     inputs: np.ndarray
     G: np.ndarray
+    known: np.ndarray
     b: np.ndarray
     basis: np.ndarray
     others: np.ndarray
-    locked: np.ndarray
+    costs: np.ndarray
+    gains: np.ndarray
+    made: int
+    #: the minimum on the basis, until inputs move
+    weights: np.ndarray | None
 
     def give(self, place: int) -> None:
         """Out of the basis with the input at this place."""
         self.basis, self.others = self.basis[self.basis != place], np.append(self.others, place)
+        self.weights = None
 
     def take(self, place: int) -> None:
         """Into the basis with it."""
         self.basis, self.others = np.append(self.basis, place), self.others[self.others != place]
+        self.weights = None
 
 
 def improve(
@@ -156,19 +167,19 @@ class _Round:
         self.before = self.after = 0.0
 
     def run(self, move: bool) -> dict[str, int]:
-        """Move if asked to, exchange, minimise, and undo what did not help."""
+        """Exchange, move if asked to, minimise, and undo what did not help."""
         block = self.block
         everyone = np.arange(len(block.neurons))
         losses, gradient = block.derivatives(everyone)
         self.before = float(losses.sum())
         least = _LEAST * losses
-        models = list(self.pool.map(self._model, everyone, gradient.T))
+        models = list(self.pool.map(self._model, everyone, gradient.T, least))
+        made = np.array([q.made for q in models])
         moves = self._move(models) if move else 0
-        made = np.array(list(self.pool.map(self._exchange, models, least)))
         old_W, old_Z = self.W[:, block.neurons].copy(), block.Z.copy()
         list(self.pool.map(self._enter, everyone, models))
         del models
-        block.Z[...] = self.loss.outputs(self.pool, self.W[:, block.neurons])
+        block.refresh(everyone)
         block.minimise(block.everyone(), tol=self.tol)
         new = self._losses()
         if moves == 0:
@@ -190,68 +201,71 @@ class _Round:
     def _losses(self) -> np.ndarray:
         return self.loss.residuals(self.pool, self.block.Z.copy(), self.block.neurons)
 
-    def _model(self, i: int, gradient: np.ndarray) -> _Model:
-        """The quadratic of the neuron at this place, over its support and the inputs that promise most."""
+    def _model(self, i: int, gradient: np.ndarray, least: float) -> _Model:
+        """The quadratic of the neuron at this place, over its support and the inputs that promise most, exchanged."""
+        from nettrim.kernels import swaps
+
         block, support = self.block, self.block.supports[i]
         slope = gradient.astype(np.float64)
         promise = np.divide(slope**2, self.norms, out=np.zeros_like(slope), where=self.norms > 0)
         promise[support] = 0
         promise[self.free] = 0
         others = np.argpartition(promise, -min(TRIED, promise.size))[-TRIED:]
-        others = others[promise[others] > 0]
-        inputs = np.concatenate([support, others])
-        _, inside, bound = block.row(i)
-        over = ~inside & (block.Z[i] > bound)
-        G = np.empty((inputs.size, inputs.size))
-        self.loss.operator.gather_products(np.flatnonzero(inside | over), inputs, 0, G)
-        block.over[i] = over
-        weights = self.W[inputs, block.neurons[i]].astype(np.float64)
+        inputs = np.concatenate([support, others[promise[others] > 0]])
+        G, known, rows = self.loss.operator.model(self._curved(i), inputs, support.size)
+        weights = self.W[support, block.neurons[i]].astype(np.float64)
         size = G.diagonal().mean() if inputs.size else 0.0
         # a neuron that nothing reaches has no curvature at all
         G[np.diag_indices(inputs.size)] += _RIDGE * size or 1.0
-        places = np.arange(inputs.size)
-        return _Model(
-            inputs,
-            G,
-            G @ weights - slope[inputs],
-            places[: support.size],
-            places[support.size :],
-            self.free[inputs],
+        b = weights @ G[: support.size] - slope[inputs]
+        basis, others = np.arange(support.size), np.arange(support.size, inputs.size)
+        made, w, costs, gains = swaps.exchange(
+            *(G, b, basis, others, self.groups[inputs], self.free[inputs], least, 2 * basis.size, known, rows)
         )
+        costs[self.free[inputs[basis]]] = np.inf
+        return _Model(inputs, G, known, b, basis, others, costs, gains, made, w)
 
-    def _exchange(self, q: _Model, least: float) -> int:
-        """Exchanges on the model, and how many."""
-        from nettrim.kernels import swaps
+    def _curved(self, i: int) -> np.ndarray:
+        """Samples where the loss of the neuron at this place has curvature: Omega, and those over their bound."""
+        _, inside, bound = self.block.row(i)
+        self.block.over[i] = ~inside & (self.block.Z[i] > bound)
+        return np.flatnonzero(inside | self.block.over[i])
 
-        groups = self.groups[q.inputs]
-        return swaps.exchange(q.G, q.b, q.basis, q.others, groups, q.locked, least, 2 * q.basis.size)
-
-    def _enter(self, i: int, model: _Model) -> None:
+    def _enter(self, i: int, q: _Model) -> None:
         """Give the neuron the model's support, its weights there, and its products."""
         block, m = self.block, self.block.neurons[i]
-        basis = model.basis[np.argsort(model.inputs[model.basis])]
-        G = model.G[np.ix_(basis, basis)]
-        try:
-            weights = np.linalg.solve(G, model.b[basis])
-        except np.linalg.LinAlgError:
-            weights = np.zeros(basis.size)
-        block.supports[i] = model.inputs[basis]
+        new = q.basis[~q.known[q.basis]]
+        if new.size > 1:
+            # of inputs that moved here, the products with each other
+            G = np.empty((new.size, new.size))
+            _, inside, _ = block.row(i)
+            self.loss.operator.gather_products(np.flatnonzero(inside | block.over[i]), q.inputs[new], 0, G)
+            G[np.diag_indices(new.size)] = q.G[new, new]
+            q.G[np.ix_(new, new)] = G
+        order = np.argsort(q.inputs[q.basis])
+        basis = q.basis[order]
+        G = q.G[np.ix_(basis, basis)]
+        if q.weights is not None and np.isfinite(q.weights).all():
+            weights = q.weights[order]
+        else:
+            try:
+                weights = np.linalg.solve(G, q.b[basis])
+            except np.linalg.LinAlgError:
+                weights = np.zeros(basis.size)
+        block.supports[i] = q.inputs[basis]
         block.systems[i] = [G, np.zeros_like(G)]
         self.W[:, m] = 0
         self.W[block.supports[i], m] = weights
 
     def _move(self, models: list[_Model]) -> int:
         """Take the inputs that cost least out of their neurons for those that gain most in others; how many."""
-        from nettrim.kernels import swaps
-
-        priced = list(self.pool.map(lambda q: swaps.prices(q.G, q.b, q.basis, q.others), models))
         out: list[tuple[float, int, int]] = []
         into: list[tuple[float, int, int]] = []
-        for i, (q, (costs, gains)) in enumerate(zip(models, priced, strict=True)):
+        for i, q in enumerate(models):
             most = max(1, int(_MOVED * q.basis.size))
-            costs = np.where(q.locked[q.basis], np.inf, costs)
-            out += [(costs[a], i, q.basis[a]) for a in np.argsort(costs)[:most] if np.isfinite(costs[a])]
-            into += [(gains[t], i, q.others[t]) for t in np.argsort(-gains)[:most] if gains[t] > 0]
+            cheap, dear = np.argsort(q.costs)[:most], np.argsort(-q.gains)[:most]
+            out += [(q.costs[a], i, q.basis[a]) for a in cheap if np.isfinite(q.costs[a])]
+            into += [(q.gains[t], i, q.others[t]) for t in dear if q.gains[t] > 0]
         pairs = zip(sorted(out), sorted(into, reverse=True), strict=False)
         chosen = [(o, n) for o, n in pairs if n[0] > _MARGIN * o[0]]
         for (_, i, leaving), (_, j, entering) in chosen:

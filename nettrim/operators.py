@@ -101,6 +101,17 @@ class Dense:
 
         passes.gather_products(self.rows, samples, inputs, known, G)
 
+    def model(self, samples: np.ndarray, inputs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Products G of the rows `inputs` of X over `samples`, as far as the first `count` rows and columns need.
+
+        Returns G, which of its rows are known (the diagonal is whole), and a block of which to make others (passes.py).
+        """
+        from nettrim.kernels import passes
+
+        G, block = np.empty((inputs.size, inputs.size)), passes.gather_block(self.rows, samples, inputs)
+        passes.block_products(block, count, G)
+        return G, np.arange(inputs.size) < count, block
+
     def gather_columns(self, inputs: np.ndarray, samples: np.ndarray, A: np.ndarray) -> None:
         """Fill A with the entries of X at these rows and columns."""
         from nettrim.kernels import passes

@@ -8,7 +8,9 @@ On a fixed support S of a neuron the loss is convex and piecewise quadratic:
 
 Newton's step solves H d = -X_S r with H = X_A X_A^T on S, where A is Omega and the samples over their bound, and r are
 the residuals there; a step is halved until f falls. Between steps H changes by the few samples that crossed their
-bound only. A step after which none does has ended at the exact minimum.
+bound only. A step after which none does has ended at the exact minimum. Neurons of few inputs are taken one by one
+(kernels/relu_newton.py), with sums over their own rows of X; those of many take their steps together, each product one
+of the whole layer.
 
 The inequalities W^T X <= V are asked for in the limit by the method of multipliers: their excess is shifted by what it
 was before, f(w; u) = ... + sigma || ((X_S^T w - v + u)_+)_notOmega ||^2, u <- (X_S^T w - v + u)_+, and minimised again.
@@ -32,6 +34,8 @@ _RIDGE = 1e-10
 #: first weight of the inequalities in the method of multipliers, its growth where the excess falls by less than half,
 #: its steps, and the excess over the rms output that is none
 _WEIGHT, _GROWTH, _MULTIPLIER_STEPS, _EXCESS = 10.0, 3.0, 30, 1e-5
+#: neurons are taken one by one up to this part of the inputs: above it a product of matrices is as quick
+_NARROW = 0.2
 #: bytes of a block's systems and outputs
 BLOCK_BYTES = 256 << 20
 
@@ -104,6 +108,9 @@ class Neurons:
         self, todo: np.ndarray, shift: np.ndarray | None = None, weight: float = 1.0, tol: float = TOL
     ) -> None:
         """Newton's method for neurons of the block, given by their places in it, until a step gains less than `tol`."""
+        narrow = np.array([self.narrow(i) for i in todo], bool)
+        list(self.pool.map(partial(self._minimise_one, shift=shift, weight=weight, tol=tol), todo[narrow]))
+        todo = todo[~narrow]
         for _ in range(_STEPS):
             if not todo.size:
                 return
@@ -142,6 +149,49 @@ class Neurons:
         _, inside, bound = self.row(i)
         return float(np.max(self.Z[i] - bound, where=~inside, initial=0.0))
 
+    def narrow(self, i: int) -> bool:
+        """Whether the neuron at this place is taken by itself."""
+        return self.loss.operator.rows is not None and self.supports[i].size <= _NARROW * self.loss.shape[0]
+
+    def refresh(self, todo: np.ndarray) -> None:
+        """Outputs of some neurons' weights, for their own rows where these are few."""
+        from nettrim.kernels import relu_newton
+
+        narrow = np.array([self.narrow(i) for i in todo], bool)
+
+        def one(i: int) -> None:
+            s = self.supports[i]
+            relu_newton.outputs(self.loss.operator.rows, s, self.W[s, self.neurons[i]].astype(np.float64), self.Z[i])
+
+        list(self.pool.map(one, todo[narrow]))
+        wide = todo[~narrow]
+        if wide.size:
+            self.Z[wide] = self.loss.outputs(self.pool, self.W[:, self.neurons[wide]])
+
+    def _minimise_one(self, i: int, shift: np.ndarray | None, weight: float, tol: float) -> None:
+        """All steps of one neuron."""
+        from nettrim.kernels import relu_newton
+
+        s, m = self.supports[i], self.neurons[i]
+        if not s.size:
+            return
+        y, inside, bound = self.row(i)
+        self._begin(i, inside)
+        w = self.W[s, m].astype(np.float64)
+        relu_newton.minimise(
+            *(self.loss.operator.rows, s, w, self.Z[i], y, inside, bound),
+            *(self.loss.no_shift[0] if shift is None else shift[i], weight, *self.systems[i], self.over[i]),
+            *(tol, _RIDGE, _STEPS, _HALVINGS),
+        )
+        self.W[s, m] = w
+
+    def _begin(self, i: int, inside: np.ndarray) -> None:
+        """The system on Omega, where there is none yet."""
+        s = self.supports[i]
+        if not self.systems[i]:
+            self.systems[i] = [np.empty((s.size, s.size)), np.zeros((s.size, s.size))]
+            self.loss.operator.gather_products(np.flatnonzero(inside), s, 0, self.systems[i][0])
+
     def _step(self, i: int, gradient: np.ndarray, out: np.ndarray, shift: np.ndarray | None, weight: float) -> None:
         """Newton's step of one neuron."""
         from scipy.linalg import cho_factor, cho_solve
@@ -159,8 +209,7 @@ class Neurons:
             operator.gather_products(samples, s, 0, G)
             return G
 
-        if not self.systems[i]:
-            self.systems[i] = [products(np.flatnonzero(inside)), np.zeros((s.size, s.size))]
+        self._begin(i, inside)
         up, down = relu.crossings(self.Z[i], inside, bound, u, self.over[i])
         if up.size:
             self.systems[i][1] += products(up)

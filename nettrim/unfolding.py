@@ -47,6 +47,8 @@ class Unfolding(Convolution):
 
     #: the system of the factor is X X^T + r I, whatever N and P are
     direct = True
+    #: a row-major X, which there is not
+    rows = None
 
     def __init__(self, convolution: Convolution, backend: Any, dtype: Any):
         # its checks are done, and its images on the host
@@ -115,6 +117,12 @@ class Unfolding(Convolution):
             passes.gather_products(X, inside, index, known, part)
             G[known:] += part[known:]
             G[:known, known:] += part[:known, known:]
+
+    def model(self, samples: np.ndarray, inputs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `Dense.model`, but all of G: rows of X that are unfolded for some of it are not kept."""
+        G = np.empty((inputs.size, inputs.size))
+        self.gather_products(samples, inputs, 0, G)
+        return G, np.ones(inputs.size, bool), np.empty((0, inputs.size, 0), self.dtype)
 
     def gather_columns(self, inputs: np.ndarray, samples: np.ndarray, A: np.ndarray) -> None:
         """Fill A with the entries of X at these rows and columns."""

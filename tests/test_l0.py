@@ -39,6 +39,11 @@ def value(G: np.ndarray, b: np.ndarray, basis) -> float:
     return float(-b[basis] @ np.linalg.solve(G[np.ix_(basis, basis)], b[basis]))
 
 
+def complete(G: np.ndarray) -> tuple:
+    """That all rows are known, and no block to make others of."""
+    return np.ones(len(G), bool), np.empty((0, len(G), 0))
+
+
 @given(st.integers(0, 200), st.integers(2, 5), st.integers(1, 5), st.booleans())
 @example(0, 3, 4, False)
 @example(1, 2, 1, True)
@@ -52,7 +57,7 @@ def test_exchanges_end_where_none_gains(seed, size, others, grouped):
     locked[0] = True
     basis, rest = np.arange(size), np.arange(size, n)
     before = value(G, b, basis)
-    made = swaps.exchange(G, b, basis, rest, groups, locked, 1e-9, 50)
+    made, _, _, _ = swaps.exchange(G, b, basis, rest, groups, locked, 1e-9, 50, *complete(G))
     after = value(G, b, basis)
     assert sorted([*basis, *rest]) == list(range(n)) and 0 in basis
     assert (after < before) == (made > 0)
@@ -74,7 +79,8 @@ def test_most_exchanges_and_the_least_gain():
 
     def run(least, most):
         basis, rest = np.arange(6), np.arange(6, 30)
-        return swaps.exchange(G, b, basis, rest, none[1], none[0], least, most), value(G, b, basis)
+        made, _, _, _ = swaps.exchange(G, b, basis, rest, none[1], none[0], least, most, *complete(G))
+        return made, value(G, b, basis)
 
     assert run(np.inf, 9)[0] == 0 and run(0.0, 1)[0] == 1
     assert run(1e-9, 99)[1] < run(0.0, 1)[1] < value(G, b, range(6))
@@ -85,14 +91,16 @@ def test_prices_are_what_a_change_costs_and_gains():
     A = rng.standard_normal((9, 12))
     G, b = A @ A.T, rng.standard_normal(9)
     basis, others = np.array([0, 3, 4, 8]), np.array([1, 2, 5, 6, 7])
-    costs, gains = swaps.prices(G, b, basis, others)
+    none = np.zeros(9, np.int64), np.zeros(9, bool)
+    made, _, costs, gains = swaps.exchange(G, b, basis, others, *none, np.inf, 9, *complete(G))
+    assert made == 0
     whole = value(G, b, basis)
     for i, cost in zip(basis, costs, strict=True):
         assert value(G, b, [j for j in basis if j != i]) - whole == pytest.approx(cost)
     for t, gain in zip(others, gains, strict=True):
         assert whole - value(G, b, [*basis, t]) == pytest.approx(gain)
-    empty = swaps.prices(G, b, basis[:0], others)
-    assert empty[0].size == 0 and empty[1] == pytest.approx(b[others] ** 2 / G.diagonal()[others])
+    made, _, costs, gains = swaps.exchange(G, b, basis[:0], others, *none, 0.0, 9, *complete(G))
+    assert made == 0 and costs.size == 0 and gains == pytest.approx(b[others] ** 2 / G.diagonal()[others])
 
 
 def test_dependent_inputs_are_not_taken_in():
@@ -100,7 +108,7 @@ def test_dependent_inputs_are_not_taken_in():
     X = np.vstack([x, x[0], x.sum(0)])
     G, b = X @ X.T, X @ x.sum(0)
     basis, others = np.array([0, 1]), np.array([2, 3])
-    swaps.exchange(G, b, basis, others, np.zeros(4, np.int64), np.zeros(4, bool), 1e-9, 20)
+    swaps.exchange(G, b, basis, others, np.zeros(4, np.int64), np.zeros(4, bool), 1e-9, 20, *complete(G))
     assert value(G + 1e-12 * np.eye(4), b, basis) <= -(x.sum(0) ** 2).sum() * (1 - 1e-6)
 
 

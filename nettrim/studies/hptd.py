@@ -85,7 +85,7 @@ PRESETS = {
             Part(LENET, (LENET.calibration,), (0.4, 0.2, 0.1), 2, 10_000),
         )
     ),
-    "cifar": Config((Part(Case("convnet, width 16", "cifar10", 8, 0, ()), (300,), (0.2, 0.05), 2, 10_000),)),
+    "cifar": Config((Part(Case("convnet, width 16", "cifar10", 8, 0, ()), (300,), (0.2, 0.05), 2, 10_000, 1e-3),)),
     "paper": Config(
         (
             Part(Case("fc, no dropout", "mnist", 20, 0, ()), (55_000,), _PUBLISHED, 30),
