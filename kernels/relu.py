@@ -13,31 +13,36 @@ _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"
 
 
 @nb.njit(**_OPTIONS)
+def residual_row(z, y, inside, v, u, weight):
+    """In place z <- half the derivative of a neuron's loss by its outputs z; returns the loss, in float64."""
+    flat, still = v.size == 1, u.size == 1
+    zero, heavy = z.dtype.type(0), z.dtype.type(weight)
+    ball, excess = 0.0, 0.0
+    if flat and still:
+        bound = v[0] - u[0]
+        for p in range(z.size):
+            d = z[p] - y[p]
+            e = max(z[p] - bound, zero)
+            ball += np.float64(d) * d if inside[p] else 0.0
+            excess += 0.0 if inside[p] else np.float64(e) * e
+            z[p] = d if inside[p] else heavy * e
+    else:
+        for p in range(z.size):
+            d = z[p] - y[p]
+            e = max(z[p] - v[0 if flat else p] + u[0 if still else p], zero)
+            ball += np.float64(d) * d if inside[p] else 0.0
+            excess += 0.0 if inside[p] else np.float64(e) * e
+            z[p] = d if inside[p] else heavy * e
+    return ball + weight * excess
+
+
+@nb.njit(**_OPTIONS)
 def residuals(Z, target, mask, upper, shift, weight, out):
-    """In place Z <- half the derivative of the loss by Z; out[m] = loss of neuron m, in float64."""
-    M, P = Z.shape
+    """`residual_row` for every row of Z; out[m] = loss of neuron m."""
     flat, still = upper.size == 1, shift.size == 1
-    zero, heavy = Z.dtype.type(0), Z.dtype.type(weight)
-    for m in range(M):
-        z, y, inside = Z[m], target[m], mask[m]
+    for m in range(Z.shape[0]):
         v, u = upper[0 if flat else m], shift[0 if still else m]
-        ball, excess = 0.0, 0.0
-        if flat and still:
-            bound = v[0] - u[0]
-            for p in range(P):
-                d = z[p] - y[p]
-                e = max(z[p] - bound, zero)
-                ball += np.float64(d) * d if inside[p] else 0.0
-                excess += 0.0 if inside[p] else np.float64(e) * e
-                z[p] = d if inside[p] else heavy * e
-        else:
-            for p in range(P):
-                d = z[p] - y[p]
-                e = max(z[p] - v[0 if flat else p] + u[0 if still else p], zero)
-                ball += np.float64(d) * d if inside[p] else 0.0
-                excess += 0.0 if inside[p] else np.float64(e) * e
-                z[p] = d if inside[p] else heavy * e
-        out[m] = ball + weight * excess
+        out[m] = residual_row(Z[m], target[m], mask[m], v, u, weight)
 
 
 @nb.njit(**_OPTIONS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 from nettrim.kernels.passes import gather_products
-from nettrim.kernels.relu import crossings, descend, residuals
+from nettrim.kernels.relu import crossings, descend, residual_row
 from nettrim.kernels.systems import FAST, OPTIONS, dot
 
 #: samples of a chunk
@@ -99,12 +99,12 @@ def minimise(X, inputs, w, z, y, inside, v, u, weight, ball, excess, over, tol, 
         As in relu_newton.py.
     """
     s, P = inputs.size, z.size
-    r, moved, out = np.empty((1, P), z.dtype), np.empty(P, z.dtype), np.empty(1)
+    r, moved = np.empty(P, z.dtype), np.empty(P, z.dtype)
     g, d, H, G = np.empty(s), np.empty(s), np.empty((s, s)), np.empty((s, s))
     for _ in range(steps):
-        r[0] = z
-        residuals(r, y.reshape(1, P), inside.reshape(1, P), v.reshape(1, -1), u.reshape(1, -1), weight, out)
-        adjoint(X, inputs, r[0], g)
+        r[:] = z
+        before = residual_row(r, y, inside, v, u, weight)
+        adjoint(X, inputs, r, g)
         up, down = crossings(z, inside, v, u, over)
         if up.size:
             gather_products(X, up, inputs, 0, G)
@@ -132,8 +132,8 @@ def minimise(X, inputs, w, z, y, inside, v, u, weight, ball, excess, over, tol, 
         for i in range(s):
             d[i] = -d[i]
         outputs(X, inputs, d, moved)
-        t, after = descend(z, moved, y, inside, v, u, weight, out[0], halvings)
+        t, after = descend(z, moved, y, inside, v, u, weight, before, halvings)
         for i in range(s):
             w[i] += t * d[i]
-        if t == 0 or out[0] - after <= tol * out[0]:
+        if t == 0 or before - after <= tol * before:
             return

@@ -30,6 +30,8 @@ __all__ = ["EPSILONS", "FIRST", "Path", "along", "count_of", "path", "to_count"]
 EPSILONS = (0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.03)
 #: gap of the rough solves of a search, how near to the target they go, and how far below it the result may be
 _ROUGH_GAP, _ROUGH_TOL, _TOL = 1e-2, 0.05, 0.02
+#: a result of ADMM with less than this part of the target is looked for once more
+_DOUBTFUL = 0.9
 #: a first guess of epsilon; solves of a search at most, rough and final; the longest step, as a factor of epsilon
 FIRST, _MOST_ROUGH, _MOST_FINAL, _STEP = 0.1, 12, 8, 4.0
 #: iterations of a rough solve at most, and statuses after which a search goes on with larger errors
@@ -218,8 +220,15 @@ def to_count(solver: Solver, nnz: int, rounds: int = 1, least: float = _LEAST) -
         return reweight(solver, 1 if rough and rounds == 1 else rounds)
 
     try:
-        for final, most in ((False, _MOST_ROUGH), (True, _MOST_FINAL)):
-            if final:
+        for final, most, again in ((False, _MOST_ROUGH, False), (True, _MOST_FINAL, False), (True, _MOST_FINAL, True)):
+            if again:
+                # a first-order solve that is far from sparse, though within the tolerances, has closed the bracket
+                # too early: from the sparse side once more, where every solve starts warm from the last
+                if best is None or best.certificate.nnz >= _DOUBTFUL * nnz or best.settings["method"] != "admm":
+                    break
+                search.doubt()
+                epsilon = search.next(best.settings["epsilon"], best.certificate.nnz) or epsilon
+            elif final:
                 search.forget()
             for _ in range(most):
                 found = solve(epsilon, rough=not final)
@@ -281,6 +290,10 @@ class _Search:
         """Counts of rough solves no longer bracket; their slope is kept."""
         # a little beyond the ends, which may be tried themselves
         self.low, self.high = math.log(self.least) - 1e-3, math.log(_MOST) + 1e-3
+
+    def doubt(self) -> None:
+        """Epsilons that kept too many, and slopes, are no longer believed."""
+        self.low, self.known = math.log(self.least) - 1e-3, []
 
     def larger(self, epsilon: float) -> float | None:
         """After an error that is out of reach: half way to the smallest that is not."""

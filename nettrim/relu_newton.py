@@ -92,9 +92,10 @@ class Neurons:
         return np.flatnonzero([s.size > 0 for s in self.supports])
 
     def row(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Y, Omega and V of the neuron at this place."""
+        """Y, Omega and V of the neuron at this place; copies where its samples are not adjacent."""
         m = self.neurons[i]
-        return self.loss.target[m], self.loss.mask[m], self.loss.bound(slice(m, m + 1))[0]
+        rows = self.loss.target[m], self.loss.mask[m], self.loss.bound(slice(m, m + 1))[0]
+        return np.ascontiguousarray(rows[0]), np.ascontiguousarray(rows[1]), np.ascontiguousarray(rows[2])
 
     def derivatives(
         self, todo: np.ndarray, shift: np.ndarray | None = None, weight: float = 1.0

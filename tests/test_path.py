@@ -137,3 +137,11 @@ def test_fewer_weights_than_bounds_allow_are_not_searched_for():
     found = to_count(nt.Solver(problem.replace(epsilon=0.1)), 8)
     assert found.status == nt.Status.SOLVED_INACCURATE and "no solve kept as few as 8" in found.message
     assert found.certificate.nnz <= fewest.certificate.nnz + 2 and solves_of(found) <= 7
+
+
+def test_a_first_order_solve_that_is_far_from_sparse_is_not_believed():
+    """Untrained layers are flat: within the tolerances a cold solve keeps many more than a warm one."""
+    rng = np.random.default_rng(1)
+    W, X = rng.standard_normal((80, 20)) / np.sqrt(80), rng.standard_normal((80, 1600))
+    sol = nt.solve(X, np.maximum(W.T @ X, 0), nnz=480, gap_tol=1e-2, feas_tol=1e-3, method="admm")
+    assert 0.95 * 480 <= sol.certificate.nnz <= 480 and sol.certificate.discrepancy < 0.98
