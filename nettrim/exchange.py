@@ -34,6 +34,9 @@ TRIED = 64
 _LEAST, _ROUND = 1e-4, 5e-3
 #: a move between neurons must gain so many times what it costs, and takes at most this part of a neuron's inputs
 _MARGIN, _MOVED = 1.5, 0.1
+#: and no input moves to a neuron with more than this part of them: what one more gains there does not show on other
+#: samples
+_ROOM = 0.25
 #: ridge over the mean diagonal of a model
 _RIDGE = 1e-6
 
@@ -57,16 +60,25 @@ class _Model:
     made: int
     #: the minimum on the basis, until inputs move
     weights: np.ndarray | None
+    #: basis and weights before any moved
+    unmoved: tuple[np.ndarray, np.ndarray | None] | None = None
 
     def give(self, place: int) -> None:
         """Out of the basis with the input at this place."""
-        self.basis, self.others = self.basis[self.basis != place], np.append(self.others, place)
-        self.weights = None
+        self._move(self.basis[self.basis != place])
 
     def take(self, place: int) -> None:
         """Into the basis with it."""
-        self.basis, self.others = np.append(self.basis, place), self.others[self.others != place]
-        self.weights = None
+        self._move(np.append(self.basis, place))
+
+    def _move(self, basis: np.ndarray) -> None:
+        self.unmoved = self.unmoved or (self.basis, self.weights)
+        self.basis, self.weights = basis, None
+
+    def back(self) -> None:
+        """To the basis before any input moved."""
+        if self.unmoved is not None:
+            self.basis, self.weights = self.unmoved
 
 
 def improve(
@@ -119,20 +131,18 @@ def improve(
         for number in range(1, rounds + 1):
             if rows and time.perf_counter() - began > time_limit:
                 break
-            before, after, again = 0.0, 0.0, False
+            before, after = 0.0, 0.0
             counts = {"exchanges": 0, "moves": 0, "undone": 0}
             for k, neurons in enumerate(parts):
                 state = _Round(loss, pool, neurons, W, free, groups, norms, tol)
                 one = state.run(moving[k])
                 before, after = before + state.before, after + state.after
-                # moves that did not help took the exchanges with them: once more without
-                again = again or (moving[k] and one["moves"] == 0 and one["undone"] > 0)
                 moving[k] = moving[k] and one["moves"] > 0
                 counts = {name: counts[name] + one[name] for name in counts}
             rows.append({"round": number, "loss": after, **counts, "seconds": time.perf_counter() - began})
             if progress is not None:
                 progress(rows[-1])
-            if before - after <= _ROUND * before and not again:
+            if before - after <= _ROUND * before:
                 break
     return W, rows
 
@@ -177,18 +187,17 @@ class _Round:
         made = np.array([q.made for q in models])
         moves = self._move(models) if move else 0
         old_W, old_Z = self.W[:, block.neurons].copy(), block.Z.copy()
-        list(self.pool.map(self._enter, everyone, models))
+        over = block.over.copy() if moves else block.over
+        new = self._entered(models)
+        if moves and new.sum() >= losses.sum():
+            # all that gained by giving and taking at once is less than it seemed: the exchanges alone
+            moves, block.over[...] = 0, over
+            for q in models:
+                q.back()
+            new = self._entered(models)
+        # neurons that gave inputs away are worse, and must be
+        undone = everyone[new > losses] if moves == 0 else np.empty(0, int)
         del models
-        block.refresh(everyone)
-        block.minimise(block.everyone(), tol=self.tol)
-        new = self._losses()
-        if moves == 0:
-            undone = everyone[new > losses]
-        elif new.sum() < losses.sum():
-            # neurons that gave inputs away are worse, and must be
-            undone = np.empty(0, int)
-        else:
-            undone, moves = everyone, 0
         if undone.size:
             self.W[:, block.neurons[undone]], block.Z[undone] = old_W[:, undone], old_Z[undone]
             for i in undone:
@@ -197,6 +206,15 @@ class _Round:
             new = self._losses()
         self.after = float(new.sum())
         return {"exchanges": int(made.sum()), "moves": moves, "undone": int(undone.size)}
+
+    def _entered(self, models: list[_Model]) -> np.ndarray:
+        """Losses at the minima on the supports of the models."""
+        block = self.block
+        everyone = np.arange(len(block.neurons))
+        list(self.pool.map(self._enter, everyone, models))
+        block.refresh(everyone)
+        block.minimise(block.everyone(), tol=self.tol)
+        return self._losses()
 
     def _losses(self) -> np.ndarray:
         return self.loss.residuals(self.pool, self.block.Z.copy(), self.block.neurons)
@@ -265,7 +283,8 @@ class _Round:
             most = max(1, int(_MOVED * q.basis.size))
             cheap, dear = np.argsort(q.costs)[:most], np.argsort(-q.gains)[:most]
             out += [(q.costs[a], i, q.basis[a]) for a in cheap if np.isfinite(q.costs[a])]
-            into += [(q.gains[t], i, q.others[t]) for t in dear if q.gains[t] > 0]
+            if q.basis.size <= _ROOM * self.W.shape[0]:
+                into += [(q.gains[t], i, q.others[t]) for t in dear if q.gains[t] > 0]
         pairs = zip(sorted(out), sorted(into, reverse=True), strict=False)
         chosen = [(o, n) for o, n in pairs if n[0] > _MARGIN * o[0]]
         for (_, i, leaving), (_, j, entering) in chosen:

@@ -11,7 +11,7 @@ from nettrim.kernels import swaps
 
 import nettrim as nt
 from nettrim import pruners
-from nettrim.exchange import improve
+from nettrim.exchange import _Round, improve
 from nettrim.refit import refit_weights
 from nettrim.relu_loss import ReluLoss
 
@@ -258,3 +258,37 @@ def test_wrong_input_names_the_argument(change, error):
     X, Y, W = layer()
     with pytest.raises((TypeError, ValueError), match=error):
         nt.l0(**({"X": X, "Y": Y, "W": W, "nnz": 60} | change))
+
+
+def test_moves_that_do_not_help_leave_the_exchanges(monkeypatch):
+    """What is returned after bad moves is as without any."""
+
+    def worst(self, models):
+        for giver, taker in zip(models, models[1:], strict=False):
+            for k in np.argsort(-giver.costs)[:2]:
+                giver.give(giver.basis[k])
+                taker.take(taker.others[np.argmin(taker.gains)])
+        return 2 * len(models)
+
+    X, Y, W = layer()
+    problem = nt.Problem(X, Y, epsilon_abs=0.0)
+    start = pruners.prune(W, X, density=0.2, per="neuron")
+    options = {"free": np.zeros(32, bool), "groups": np.zeros(32, np.int64), "rounds": 1}
+    alone, rows = improve(ReluLoss(problem), start, movable=False, **options)
+    assert rows[0]["exchanges"] > 0
+    monkeypatch.setattr(_Round, "_move", worst)
+    both, rows = improve(ReluLoss(problem), start, movable=True, **options)
+    assert rows[0]["moves"] == 0
+    np.testing.assert_allclose(both, alone, atol=1e-7)
+
+
+def test_no_input_moves_to_a_neuron_with_many(monkeypatch):
+    X, Y, W = layer()
+    problem = nt.Problem(X, Y, epsilon_abs=0.0)
+    start = np.where(np.abs(W) >= np.quantile(np.abs(W), 0.5), W, 0)
+    start[:, 0] = W[:, 0]
+    options = {"free": np.zeros(32, bool), "groups": np.zeros(32, np.int64), "rounds": 2, "movable": True}
+    found, _ = improve(ReluLoss(problem), start, **options)
+    sizes = np.count_nonzero(found, axis=0)
+    assert sizes.sum() == np.count_nonzero(start)
+    assert (sizes <= np.maximum(np.count_nonzero(start, axis=0), 32 // 4 + 2)).all()
