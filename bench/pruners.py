@@ -202,7 +202,7 @@ def gaussian(record: dict) -> None:
     for kept in (0.5, 0.2, 0.1, 0.05):
         nnz = round(kept * W.size)
         found = {m: prune_plain(W, X[:, :P], m, nnz) for m in ("magnitude", "alps")}
-        rough = {"nnz": nnz, "gap_tol": 2e-3, "feas_tol": 2e-4}
+        rough = {"nnz": nnz, "gap_tol": 1e-2, "feas_tol": 1e-3}
         found["l1"] = nt.solve(X[:, :P], Y[:, :P], **rough).W
         found["reweighted l1 + refit"] = nt.refit(
             nt.Problem(X[:, :P], Y[:, :P], 0.1), nt.sparsest(X[:, :P], Y[:, :P], **rough).W

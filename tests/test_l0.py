@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from helpers import residuals
@@ -264,7 +266,7 @@ def test_moves_that_do_not_help_leave_the_exchanges(monkeypatch):
     """What is returned after bad moves is as without any."""
 
     def worst(self, models):
-        for giver, taker in zip(models, models[1:], strict=False):
+        for giver, taker in pairwise(models):
             for k in np.argsort(-giver.costs)[:2]:
                 giver.give(giver.basis[k])
                 taker.take(taker.others[np.argmin(taker.gains)])
