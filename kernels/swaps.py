@@ -50,14 +50,16 @@ def exchange(G, b, basis, others, group, locked, least, most, known, block):
     """Make the best exchanges, one after the other, while each gains more than `least`; `basis` and `others` change.
 
     `group` is that of each input: only inputs of one group are exchanged. Inputs that are `locked` stay. Of G, the
-    diagonal, and the rows and columns that are `known`, among them those of the basis, are needed; those of inputs that
-    enter are made of the rows of `block` (see passes.py).
+    diagonal and the rows and columns that are `known` are there; those of inputs in the basis, or that enter it, are
+    made of the rows of `block` (see passes.py).
 
     Returns the number of exchanges, the weights of the basis, what each of its inputs costs to take out then, by
     itself, and what each of the others gains when put in. If the basis is too dependent to begin with there are no
     exchanges, and no prices.
     """
     n, m = basis.size, others.size
+    for i in range(n):
+        _complete(G, known, basis[i], block)
     costs, gains = np.zeros(n), np.zeros(m)
     K, w, B, g = np.empty((n, n)), np.empty(n), np.empty((m, n)), b[others]
     across = G[others][:, basis]

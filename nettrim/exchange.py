@@ -34,9 +34,8 @@ TRIED = 64
 _LEAST, _ROUND = 1e-4, 5e-3
 #: a move between neurons must gain so many times what it costs, and takes at most this part of a neuron's inputs
 _MARGIN, _MOVED = 1.5, 0.1
-#: and no input moves to a neuron with more than this part of them: what one more gains there does not show on other
-#: samples
-_ROOM = 0.25
+#: neurons with more than this part of the inputs are exchanged again after moves
+_MANY = 0.25
 #: ridge over the mean diagonal of a model
 _RIDGE = 1e-6
 
@@ -55,30 +54,31 @@ class _Model:
     b: np.ndarray
     basis: np.ndarray
     others: np.ndarray
-    costs: np.ndarray
-    gains: np.ndarray
-    made: int
+    costs: np.ndarray | None = None
+    gains: np.ndarray | None = None
     #: the minimum on the basis, until inputs move
-    weights: np.ndarray | None
-    #: basis and weights before any moved
-    unmoved: tuple[np.ndarray, np.ndarray | None] | None = None
+    weights: np.ndarray | None = None
+    made: int = 0
+    #: basis, others and weights before any moved
+    unmoved: tuple[np.ndarray, np.ndarray, np.ndarray | None] | None = None
 
     def give(self, place: int) -> None:
         """Out of the basis with the input at this place."""
-        self._move(self.basis[self.basis != place])
+        self._move(self.basis[self.basis != place], np.append(self.others, place))
 
     def take(self, place: int) -> None:
         """Into the basis with it."""
-        self._move(np.append(self.basis, place))
+        self._move(np.append(self.basis, place), self.others[self.others != place])
 
-    def _move(self, basis: np.ndarray) -> None:
-        self.unmoved = self.unmoved or (self.basis, self.weights)
-        self.basis, self.weights = basis, None
+    def _move(self, basis: np.ndarray, others: np.ndarray) -> None:
+        # exchanges write into the arrays
+        self.unmoved = self.unmoved or (self.basis.copy(), self.others.copy(), self.weights)
+        self.basis, self.others, self.weights = basis, others, None
 
     def back(self) -> None:
         """To the basis before any input moved."""
         if self.unmoved is not None:
-            self.basis, self.weights = self.unmoved
+            self.basis, self.others, self.weights = self.unmoved
 
 
 def improve(
@@ -184,8 +184,10 @@ class _Round:
         self.before = float(losses.sum())
         least = _LEAST * losses
         models = list(self.pool.map(self._model, everyone, gradient.T, least))
-        made = np.array([q.made for q in models])
         moves = self._move(models) if move else 0
+        if moves:
+            list(self.pool.map(self._again, everyone, models, least))
+        made = np.array([q.made for q in models])
         old_W, old_Z = self.W[:, block.neurons].copy(), block.Z.copy()
         over = block.over.copy() if moves else block.over
         new = self._entered(models)
@@ -221,7 +223,6 @@ class _Round:
 
     def _model(self, i: int, gradient: np.ndarray, least: float) -> _Model:
         """The quadratic of the neuron at this place, over its support and the inputs that promise most, exchanged."""
-        from nettrim.kernels import swaps
 
         block, support = self.block, self.block.supports[i]
         slope = gradient.astype(np.float64)
@@ -237,11 +238,27 @@ class _Round:
         G[np.diag_indices(inputs.size)] += _RIDGE * size or 1.0
         b = weights @ G[: support.size] - slope[inputs]
         basis, others = np.arange(support.size), np.arange(support.size, inputs.size)
-        made, w, costs, gains = swaps.exchange(
-            *(G, b, basis, others, self.groups[inputs], self.free[inputs], least, 2 * basis.size, known, rows)
+        q = _Model(inputs, G, known, b, basis, others)
+        self._exchange(q, least, rows)
+        return q
+
+    def _exchange(self, q: _Model, least: float, rows: np.ndarray) -> None:
+        """Exchanges on a model, whose further rows are made of `rows`."""
+        from nettrim.kernels import swaps
+
+        made, q.weights, q.costs, q.gains = swaps.exchange(
+            *(q.G, q.b, q.basis, q.others, self.groups[q.inputs], self.free[q.inputs], least, 2 * q.basis.size),
+            *(q.known, rows),
         )
-        costs[self.free[inputs[basis]]] = np.inf
-        return _Model(inputs, G, known, b, basis, others, costs, gains, made, w)
+        q.made += made
+        q.costs[self.free[q.inputs[q.basis]]] = np.inf
+
+    def _again(self, i: int, q: _Model, least: float) -> None:
+        """Exchanges once more, if inputs have moved and there are many: together moves cost more than each alone."""
+        if q.unmoved is not None and q.basis.size > _MANY * self.W.shape[0]:
+            _, inside, _ = self.block.row(i)
+            samples = np.flatnonzero(inside | self.block.over[i])
+            self._exchange(q, least, self.loss.operator.rows_of(samples, q.inputs))
 
     def _curved(self, i: int) -> np.ndarray:
         """Samples where the loss of the neuron at this place has curvature: Omega, and those over their bound."""
@@ -283,8 +300,7 @@ class _Round:
             most = max(1, int(_MOVED * q.basis.size))
             cheap, dear = np.argsort(q.costs)[:most], np.argsort(-q.gains)[:most]
             out += [(q.costs[a], i, q.basis[a]) for a in cheap if np.isfinite(q.costs[a])]
-            if q.basis.size <= _ROOM * self.W.shape[0]:
-                into += [(q.gains[t], i, q.others[t]) for t in dear if q.gains[t] > 0]
+            into += [(q.gains[t], i, q.others[t]) for t in dear if q.gains[t] > 0]
         pairs = zip(sorted(out), sorted(into, reverse=True), strict=False)
         chosen = [(o, n) for o, n in pairs if n[0] > _MARGIN * o[0]]
         for (_, i, leaving), (_, j, entering) in chosen:

@@ -108,9 +108,15 @@ class Dense:
         """
         from nettrim.kernels import passes
 
-        G, block = np.empty((inputs.size, inputs.size)), passes.gather_block(self.rows, samples, inputs)
+        G, block = np.empty((inputs.size, inputs.size)), self.rows_of(samples, inputs)
         passes.block_products(block, count, G)
         return G, np.arange(inputs.size) < count, block
+
+    def rows_of(self, samples: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """The block of `model`."""
+        from nettrim.kernels import passes
+
+        return passes.gather_block(self.rows, samples, inputs)
 
     def gather_columns(self, inputs: np.ndarray, samples: np.ndarray, A: np.ndarray) -> None:
         """Fill A with the entries of X at these rows and columns."""

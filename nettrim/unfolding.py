@@ -122,7 +122,11 @@ class Unfolding(Convolution):
         """As `Dense.model`, but all of G: rows of X that are unfolded for some of it are not kept."""
         G = np.empty((inputs.size, inputs.size))
         self.gather_products(samples, inputs, 0, G)
-        return G, np.ones(inputs.size, bool), np.empty((0, inputs.size, 0), self.dtype)
+        return G, np.ones(inputs.size, bool), self.rows_of(samples, inputs)
+
+    def rows_of(self, samples: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """No rows."""
+        return np.empty((0, inputs.size, 0), self.dtype)
 
     def gather_columns(self, inputs: np.ndarray, samples: np.ndarray, A: np.ndarray) -> None:
         """Fill A with the entries of X at these rows and columns."""

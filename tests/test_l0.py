@@ -284,13 +284,16 @@ def test_moves_that_do_not_help_leave_the_exchanges(monkeypatch):
     np.testing.assert_allclose(both, alone, atol=1e-7)
 
 
-def test_no_input_moves_to_a_neuron_with_many(monkeypatch):
+def test_neurons_of_many_inputs_are_exchanged_again_after_moves(monkeypatch):
     X, Y, W = layer()
-    problem = nt.Problem(X, Y, epsilon_abs=0.0)
-    start = np.where(np.abs(W) >= np.quantile(np.abs(W), 0.5), W, 0)
-    start[:, 0] = W[:, 0]
-    options = {"free": np.zeros(32, bool), "groups": np.zeros(32, np.int64), "rounds": 2, "movable": True}
-    found, _ = improve(ReluLoss(problem), start, **options)
-    sizes = np.count_nonzero(found, axis=0)
-    assert sizes.sum() == np.count_nonzero(start)
-    assert (sizes <= np.maximum(np.count_nonzero(start, axis=0), 32 // 4 + 2)).all()
+    Y[:4] *= 20
+    W[:, :4] *= 20
+    start = pruners.prune(W, X, density=0.5, per="neuron")
+    options = {"free": np.zeros(32, bool), "groups": np.zeros(32, np.int64), "rounds": 1, "movable": True}
+    loss, rows = ReluLoss(nt.Problem(X, Y, epsilon=0.1)), []
+    for least in (0.25, 2.0):
+        monkeypatch.setattr("nettrim.exchange._MANY", least)
+        found, (row,) = improve(loss, start, **options)
+        assert np.count_nonzero(found) == np.count_nonzero(start) and row["moves"] > 0
+        rows.append(row)
+    assert rows[0]["exchanges"] > rows[1]["exchanges"] and rows[0]["loss"] < rows[1]["loss"]
