@@ -202,7 +202,7 @@ class _Round:
         del models
         if undone.size:
             self.W[:, block.neurons[undone]], block.Z[undone] = old_W[:, undone], old_Z[undone]
-            for i in undone:
+            for i in undone.tolist():
                 block.restart(i, self.free)
             block.minimise(undone[made[undone] > 0], tol=self.tol)
             new = self._losses()
