@@ -2,6 +2,7 @@
 
 With Z = W^T X the loss of a neuron is the sum of (z - y)^2 over Omega and of weight max(z - v + shift, 0)^2 elsewhere.
 ``shift`` is M x P or 1 x 1, as ``upper`` is. Kernels handle whole rows, so that threads can share the rows of a layer.
+One bound for all samples has loops of its own, of which the compiler makes vector instructions.
 """
 
 from __future__ import annotations

@@ -60,7 +60,8 @@ def exchange(G, b, basis, others, group, locked, least, most, known, block):
     n, m = basis.size, others.size
     for i in range(n):
         _complete(G, known, basis[i], block)
-    costs, gains = np.zeros(n), np.zeros(m)
+    # without prices nothing leaves
+    costs, gains = np.full(n, np.inf), np.zeros(m)
     K, w, B, g = np.empty((n, n)), np.empty(n), np.empty((m, n)), b[others]
     across = G[others][:, basis]
     if n:

@@ -59,8 +59,8 @@ class _Model:
     #: the minimum on the basis, until inputs move
     weights: np.ndarray | None = None
     made: int = 0
-    #: basis, others and weights before any moved
-    unmoved: tuple[np.ndarray, np.ndarray, np.ndarray | None] | None = None
+    #: basis, others, weights and exchanges before any moved
+    unmoved: tuple[np.ndarray, np.ndarray, np.ndarray | None, int] | None = None
 
     def give(self, place: int) -> None:
         """Out of the basis with the input at this place."""
@@ -72,13 +72,13 @@ class _Model:
 
     def _move(self, basis: np.ndarray, others: np.ndarray) -> None:
         # exchanges write into the arrays
-        self.unmoved = self.unmoved or (self.basis.copy(), self.others.copy(), self.weights)
+        self.unmoved = self.unmoved or (self.basis.copy(), self.others.copy(), self.weights, self.made)
         self.basis, self.others, self.weights = basis, others, None
 
     def back(self) -> None:
         """To the basis before any input moved."""
         if self.unmoved is not None:
-            self.basis, self.others, self.weights = self.unmoved
+            self.basis, self.others, self.weights, self.made = self.unmoved
 
 
 def improve(
@@ -187,7 +187,6 @@ class _Round:
         moves = self._move(models) if move else 0
         if moves:
             list(self.pool.map(self._again, everyone, models, least))
-        made = np.array([q.made for q in models])
         old_W, old_Z = self.W[:, block.neurons].copy(), block.Z.copy()
         over = block.over.copy() if moves else block.over
         new = self._entered(models)
@@ -197,6 +196,7 @@ class _Round:
             for q in models:
                 q.back()
             new = self._entered(models)
+        made = np.array([q.made for q in models])
         # neurons that gave inputs away are worse, and must be
         undone = everyone[new > losses] if moves == 0 else np.empty(0, int)
         del models
@@ -231,7 +231,7 @@ class _Round:
         promise[self.free] = 0
         others = np.argpartition(promise, -min(TRIED, promise.size))[-TRIED:]
         inputs = np.concatenate([support, others[promise[others] > 0]])
-        G, known, rows = self.loss.operator.model(self._curved(i), inputs, support.size)
+        G, known, rows = self.loss.operator.gram_of(self._curved(i), inputs, support.size)
         weights = self.W[support, block.neurons[i]].astype(np.float64)
         size = G.diagonal().mean() if inputs.size else 0.0
         # a neuron that nothing reaches has no curvature at all
@@ -256,14 +256,17 @@ class _Round:
     def _again(self, i: int, q: _Model, least: float) -> None:
         """Exchanges once more, if inputs have moved and there are many: together moves cost more than each alone."""
         if q.unmoved is not None and q.basis.size > _MANY * self.W.shape[0]:
-            _, inside, _ = self.block.row(i)
-            samples = np.flatnonzero(inside | self.block.over[i])
-            self._exchange(q, least, self.loss.operator.rows_of(samples, q.inputs))
+            self._exchange(q, least, self.loss.operator.block_of(self._counted(i), q.inputs))
 
     def _curved(self, i: int) -> np.ndarray:
-        """Samples where the loss of the neuron at this place has curvature: Omega, and those over their bound."""
+        """Samples where the loss has curvature now: Omega, and those over their bound, which are noted in `over`."""
         _, inside, bound = self.block.row(i)
         self.block.over[i] = ~inside & (self.block.Z[i] > bound)
+        return self._counted(i)
+
+    def _counted(self, i: int) -> np.ndarray:
+        """Those that its model counts."""
+        _, inside, _ = self.block.row(i)
         return np.flatnonzero(inside | self.block.over[i])
 
     def _enter(self, i: int, q: _Model) -> None:
@@ -273,8 +276,7 @@ class _Round:
         if new.size > 1:
             # of inputs that moved here, the products with each other
             G = np.empty((new.size, new.size))
-            _, inside, _ = block.row(i)
-            self.loss.operator.gather_products(np.flatnonzero(inside | block.over[i]), q.inputs[new], 0, G)
+            self.loss.operator.gather_products(self._counted(i), q.inputs[new], 0, G)
             G[np.diag_indices(new.size)] = q.G[new, new]
             q.G[np.ix_(new, new)] = G
         order = np.argsort(q.inputs[q.basis])

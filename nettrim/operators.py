@@ -101,19 +101,19 @@ class Dense:
 
         passes.gather_products(self.rows, samples, inputs, known, G)
 
-    def model(self, samples: np.ndarray, inputs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def gram_of(self, samples: np.ndarray, inputs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Products G of the rows `inputs` of X over `samples`, as far as the first `count` rows and columns need.
 
         Returns G, which of its rows are known (the diagonal is whole), and a block of which to make others (passes.py).
         """
         from nettrim.kernels import passes
 
-        G, block = np.empty((inputs.size, inputs.size)), self.rows_of(samples, inputs)
+        G, block = np.empty((inputs.size, inputs.size)), self.block_of(samples, inputs)
         passes.block_products(block, count, G)
         return G, np.arange(inputs.size) < count, block
 
-    def rows_of(self, samples: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-        """The block of `model`."""
+    def block_of(self, samples: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """The block of `gram_of`."""
         from nettrim.kernels import passes
 
         return passes.gather_block(self.rows, samples, inputs)

@@ -118,13 +118,13 @@ class Unfolding(Convolution):
             G[known:] += part[known:]
             G[:known, known:] += part[:known, known:]
 
-    def model(self, samples: np.ndarray, inputs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As `Dense.model`, but all of G: rows of X that are unfolded for some of it are not kept."""
+    def gram_of(self, samples: np.ndarray, inputs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `Dense.gram_of`, but all of G: rows of X that are unfolded for some of it are not kept."""
         G = np.empty((inputs.size, inputs.size))
         self.gather_products(samples, inputs, 0, G)
-        return G, np.ones(inputs.size, bool), self.rows_of(samples, inputs)
+        return G, np.ones(inputs.size, bool), self.block_of(samples, inputs)
 
-    def rows_of(self, samples: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    def block_of(self, samples: np.ndarray, inputs: np.ndarray) -> np.ndarray:
         """No rows."""
         return np.empty((0, inputs.size, 0), self.dtype)
 

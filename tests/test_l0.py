@@ -105,6 +105,13 @@ def test_prices_are_what_a_change_costs_and_gains():
     assert made == 0 and costs.size == 0 and gains == pytest.approx(b[others] ** 2 / G.diagonal()[others])
 
 
+def test_a_basis_that_is_too_dependent_has_no_prices():
+    G, basis, others = np.diag([1.0, -1.0, 1.0]), np.array([0, 1]), np.array([2])
+    none = np.zeros(3, np.int64), np.zeros(3, bool)
+    made, _, costs, gains = swaps.exchange(G, np.ones(3), basis, others, *none, 0.0, 9, *complete(G))
+    assert made == 0 and np.isinf(costs).all() and not gains.any()
+
+
 def test_dependent_inputs_are_not_taken_in():
     x = np.random.default_rng(0).standard_normal((2, 50))
     X = np.vstack([x, x[0], x.sum(0)])
