@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from nettrim.relu_loss import ReluLoss
-from nettrim.relu_newton import TOL, Neurons, blocks
+from nettrim.relu_newton import STEPS, TOL, Neurons, blocks
 
-__all__ = ["improve"]
+__all__ = ["improve", "settle"]
 
 #: inputs outside the support that a round tries for each neuron
 TRIED = 64
@@ -38,6 +38,8 @@ _MARGIN, _MOVED = 1.5, 0.1
 _MANY = 0.25
 #: ridge over the mean diagonal of a model
 _RIDGE = 1e-6
+#: to settle: samples of a Hessian for each weight, ridge, least gain of a step, Hessians, steps of each, halvings
+_SETTLE = (30, _RIDGE, 1e-3, 4, 3, 4)
 
 
 @dataclass
@@ -54,10 +56,10 @@ class _Model:
     b: np.ndarray
     basis: np.ndarray
     others: np.ndarray
-    costs: np.ndarray | None = None
-    gains: np.ndarray | None = None
     #: the minimum on the basis, until inputs move
     weights: np.ndarray | None = None
+    costs: np.ndarray | None = None
+    gains: np.ndarray | None = None
     made: int = 0
     #: basis, others, weights and exchanges before any moved
     unmoved: tuple[np.ndarray, np.ndarray, np.ndarray | None, int] | None = None
@@ -90,6 +92,8 @@ def improve(
     movable: bool,
     rounds: int,
     tol: float = TOL,
+    steps: int = STEPS,
+    tried: int = TRIED,
     time_limit: float = math.inf,
     progress: Callable[[dict[str, Any]], Any] | None = None,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -109,7 +113,11 @@ def improve(
     rounds : int
         At most.
     tol : float
-        Newton's method ends, in every round, when a step gains less than this part of a neuron's loss.
+        Newton's method ends, in every round, when a step gains less than this part of a neuron's loss,
+    steps : int
+        or after so many.
+    tried : int
+        Inputs outside its support that a round tries for each neuron.
     time_limit : float
         Seconds after which no further round begins.
     progress : callable, optional
@@ -121,10 +129,11 @@ def improve(
     list of dict
         A row a round: loss after it, exchanges, moves, neurons that were put back, seconds.
     """
-    began, W = time.perf_counter(), W.copy()
+    # a column a neuron, which is read and written on its own
+    began, W = time.perf_counter(), W.copy(order="F")
     norms = _squared_norms(loss)
     rows: list[dict[str, Any]] = []
-    sizes = np.count_nonzero(W, axis=0) + TRIED
+    sizes = np.count_nonzero(W, axis=0) + tried
     parts = blocks(loss, sizes, 5)
     moving = {k: movable for k in range(len(parts))}
     with loss.workers() as pool:
@@ -134,7 +143,7 @@ def improve(
             before, after = 0.0, 0.0
             counts = {"exchanges": 0, "moves": 0, "undone": 0}
             for k, neurons in enumerate(parts):
-                state = _Round(loss, pool, neurons, W, free, groups, norms, tol)
+                state = _Round(loss, pool, neurons, W, free, groups, norms, tol, steps, tried)
                 one = state.run(moving[k])
                 before, after = before + state.before, after + state.after
                 moving[k] = moving[k] and one["moves"] > 0
@@ -144,7 +153,24 @@ def improve(
                 progress(rows[-1])
             if before - after <= _ROUND * before:
                 break
-    return W, rows
+    return np.ascontiguousarray(W), rows
+
+
+def settle(loss: ReluLoss, W: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """Weights near the minimum on their supports and the `free` inputs, from those of a part of the samples."""
+    from nettrim.kernels import quadratic
+
+    new = W.copy(order="F")
+
+    def one(m: int) -> None:
+        support = np.flatnonzero((W[:, m] != 0) | free)
+        weights = W[support, m].astype(np.float64)
+        quadratic.settle(loss.operator.rows, support, weights, *loss.row(m), *_SETTLE)
+        new[support, m] = weights
+
+    with loss.workers() as pool:
+        list(pool.map(one, range(W.shape[1])))
+    return np.ascontiguousarray(new)
 
 
 def _squared_norms(loss: ReluLoss) -> np.ndarray:
@@ -170,9 +196,12 @@ class _Round:
         groups: np.ndarray,
         norms: np.ndarray,
         tol: float,
+        steps: int,
+        tried: int,
     ):
         self.loss, self.pool, self.W = loss, pool, W
-        self.free, self.groups, self.norms, self.tol = free, groups, norms, tol
+        self.free, self.groups, self.norms, self.tried = free, groups, norms, tried
+        self.tol, self.steps = tol, steps
         self.block = Neurons(loss, pool, neurons, W, free)
         self.before = self.after = 0.0
 
@@ -183,7 +212,7 @@ class _Round:
         losses, gradient = block.derivatives(everyone)
         self.before = float(losses.sum())
         least = _LEAST * losses
-        models = list(self.pool.map(self._model, everyone, gradient.T, least))
+        models = list(self.pool.map(self._model, everyone, np.ascontiguousarray(gradient.T, np.float64), least))
         moves = self._move(models) if move else 0
         if moves:
             list(self.pool.map(self._again, everyone, models, least))
@@ -204,7 +233,7 @@ class _Round:
             self.W[:, block.neurons[undone]], block.Z[undone] = old_W[:, undone], old_Z[undone]
             for i in undone.tolist():
                 block.restart(i, self.free)
-            block.minimise(undone[made[undone] > 0], tol=self.tol)
+            block.minimise(undone[made[undone] > 0], tol=self.tol, steps=self.steps)
             new = self._losses()
         self.after = float(new.sum())
         return {"exchanges": int(made.sum()), "moves": moves, "undone": int(undone.size)}
@@ -215,24 +244,36 @@ class _Round:
         everyone = np.arange(len(block.neurons))
         list(self.pool.map(self._enter, everyone, models))
         block.refresh(everyone)
-        block.minimise(block.everyone(), tol=self.tol)
+        block.minimise(block.everyone(), tol=self.tol, steps=self.steps)
         return self._losses()
 
     def _losses(self) -> np.ndarray:
         return self.loss.residuals(self.pool, self.block.Z.copy(), self.block.neurons)
 
-    def _model(self, i: int, gradient: np.ndarray, least: float) -> _Model:
+    def _model(self, i: int, slope: np.ndarray, least: float) -> _Model:
         """The quadratic of the neuron at this place, over its support and the inputs that promise most, exchanged."""
+        from nettrim.kernels import quadratic
 
         block, support = self.block, self.block.supports[i]
-        slope = gradient.astype(np.float64)
-        promise = np.divide(slope**2, self.norms, out=np.zeros_like(slope), where=self.norms > 0)
-        promise[support] = 0
-        promise[self.free] = 0
-        others = np.argpartition(promise, -min(TRIED, promise.size))[-TRIED:]
-        inputs = np.concatenate([support, others[promise[others] > 0]])
-        G, known, rows = self.loss.operator.gram_of(self._curved(i), inputs, support.size)
         weights = self.W[support, block.neurons[i]].astype(np.float64)
+        _, inside, bound = block.row(i)
+        X = self.loss.operator.rows
+        if X is not None:
+            *parts, made = quadratic.search(
+                *(X, block.Z[i], inside, bound, block.over[i], slope),
+                *(self.norms, self.free, self.groups, support, weights, self.tried, least, _RIDGE),
+            )
+            q = _Model(*parts)
+            q.made = made
+            q.costs[self.free[q.inputs[q.basis]]] = np.inf
+            return q
+        # the same for rows that are made when they are needed
+        used = self.free.copy()
+        used[support] = True
+        others = quadratic.promising(slope, self.norms, used, min(self.tried, slope.size))
+        inputs = np.concatenate([support, others])
+        curved = quadratic.curved(block.Z[i], inside, bound, block.over[i])
+        G, known, rows = self.loss.operator.gram_of(curved, inputs, support.size)
         size = G.diagonal().mean() if inputs.size else 0.0
         # a neuron that nothing reaches has no curvature at all
         G[np.diag_indices(inputs.size)] += _RIDGE * size or 1.0
@@ -258,19 +299,15 @@ class _Round:
         if q.unmoved is not None and q.basis.size > _MANY * self.W.shape[0]:
             self._exchange(q, least, self.loss.operator.block_of(self._counted(i), q.inputs))
 
-    def _curved(self, i: int) -> np.ndarray:
-        """Samples where the loss has curvature now: Omega, and those over their bound, which are noted in `over`."""
-        _, inside, bound = self.block.row(i)
-        self.block.over[i] = ~inside & (self.block.Z[i] > bound)
-        return self._counted(i)
-
     def _counted(self, i: int) -> np.ndarray:
-        """Those that its model counts."""
+        """Samples that the neuron's model counts."""
         _, inside, _ = self.block.row(i)
         return np.flatnonzero(inside | self.block.over[i])
 
     def _enter(self, i: int, q: _Model) -> None:
         """Give the neuron the model's support, its weights there, and its products."""
+        from nettrim.kernels import quadratic
+
         block, m = self.block, self.block.neurons[i]
         new = q.basis[~q.known[q.basis]]
         if new.size > 1:
@@ -279,33 +316,44 @@ class _Round:
             self.loss.operator.gather_products(self._counted(i), q.inputs[new], 0, G)
             G[np.diag_indices(new.size)] = q.G[new, new]
             q.G[np.ix_(new, new)] = G
-        order = np.argsort(q.inputs[q.basis])
-        basis = q.basis[order]
-        G = q.G[np.ix_(basis, basis)]
-        if q.weights is not None and np.isfinite(q.weights).all():
-            weights = q.weights[order]
-        else:
-            try:
-                weights = np.linalg.solve(G, q.b[basis])
-            except np.linalg.LinAlgError:
-                weights = np.zeros(basis.size)
-        block.supports[i] = q.inputs[basis]
+        given = q.weights is not None and np.isfinite(q.weights).all()
+        support, G, weights = quadratic.enter(q.inputs, q.G, q.b, q.basis, q.weights if given else np.empty(0))
+        block.supports[i] = support
         block.systems[i] = [G, np.zeros_like(G)]
         self.W[:, m] = 0
-        self.W[block.supports[i], m] = weights
+        self.W[support, m] = weights
 
     def _move(self, models: list[_Model]) -> int:
         """Take the inputs that cost least out of their neurons for those that gain most in others; how many."""
-        out: list[tuple[float, int, int]] = []
-        into: list[tuple[float, int, int]] = []
+        leave, enter = _Changes(), _Changes()
         for i, q in enumerate(models):
             most = max(1, int(_MOVED * q.basis.size))
-            cheap, dear = np.argsort(q.costs)[:most], np.argsort(-q.gains)[:most]
-            out += [(q.costs[a], i, q.basis[a]) for a in cheap if np.isfinite(q.costs[a])]
-            into += [(q.gains[t], i, q.others[t]) for t in dear if q.gains[t] > 0]
-        pairs = zip(sorted(out), sorted(into, reverse=True), strict=False)
-        chosen = [(o, n) for o, n in pairs if n[0] > _MARGIN * o[0]]
-        for (_, i, leaving), (_, j, entering) in chosen:
-            models[i].give(leaving)
-            models[j].take(entering)
-        return len(chosen)
+            leave.add(i, q.basis, q.costs, most)
+            enter.add(i, q.others, -q.gains, most)
+        (cost, j, leaving), (gain, k, entering) = leave.sorted(), enter.sorted()
+        count = min(cost.size, gain.size)
+        chosen = int(np.count_nonzero(-gain[:count] > np.maximum(_MARGIN * cost[:count], 0.0)))
+        for n in range(chosen):
+            models[j[n]].give(leaving[n])
+            models[k[n]].take(entering[n])
+        return chosen
+
+
+class _Changes:
+    """Places of models with what an input there costs, the cheapest first."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def add(self, model: int, places: np.ndarray, costs: np.ndarray, most: int) -> None:
+        """The cheapest `most` of these places of a model."""
+        if costs.size > most:
+            best = np.argpartition(costs, most - 1)[:most]
+            places, costs = places[best], costs[best]
+        self.parts.append((costs, np.full(costs.size, model), places))
+
+    def sorted(self) -> list[np.ndarray]:
+        """Costs, models and places."""
+        costs, models, places = (np.concatenate(one) for one in zip(*self.parts, strict=True))
+        order = np.argsort(costs, kind="stable")
+        return [costs[order], models[order], places[order]]

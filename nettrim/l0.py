@@ -13,31 +13,42 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nettrim.arrays import to_host
 from nettrim.convolution import Convolution
-from nettrim.exchange import improve
+from nettrim.exchange import improve, settle
 from nettrim.measured import Measured, measured
 from nettrim.operators import ReducedLinear, mirror, moments
 from nettrim.problem import Problem
 from nettrim.pruners.alps import alps
 from nettrim.relu_loss import ReluLoss
-from nettrim.relu_newton import TOL
+from nettrim.relu_newton import STEPS, TOL
 from nettrim.sparsity import NofM, Sparsity, Unstructured, make
 
 __all__ = ["EFFORTS", "l0", "search"]
 
-#: rounds on a part of the samples, and at most on all of them
-EFFORTS = {"fast": (0, 1), "default": (3, 1), "thorough": (6, 10)}
-#: that part, and samples for each weight of a neuron that it has at least: with fewer its exchanges overfit
-_PART, _LEAST_SAMPLES = 4, 30
-#: rounds on all samples where there are too few for a part
-_WITHOUT_PART = 2
-#: Newton's tolerance on the part: its minimum is not that of all samples, and supports hardly depend on it
-_ROUGH = 1e-2
+
+class Stage(NamedTuple):
+    """Rounds of exchanges on one of so many parts of the samples, and inputs that they try for each neuron."""
+
+    parts: int
+    rounds: int
+    tried: int
+
+
+#: what is done before the minimum on all samples
+EFFORTS = {
+    "fast": (Stage(8, 1, 32),),
+    "default": (Stage(8, 2, 32), Stage(4, 2, 64)),
+    "thorough": (Stage(8, 2, 32), Stage(4, 4, 64), Stage(1, 10, 64)),
+}
+#: samples for each weight of a neuron and for each input that a part has at least: with fewer its exchanges overfit
+_LEAST_SAMPLES, _LEAST_FOR_INPUTS = 30, 2
+#: Newton's tolerance and steps on a part: its minimum is not that of all samples, and supports hardly depend on it
+_ROUGH, _FEW = 1e-2, 2
 
 
 def l0(
@@ -88,7 +99,8 @@ def l0(
     heldout : (X, Y), optional
         Samples to measure the error on, which the search does not see. Of several starts the best there is returned.
     effort : {"fast", "default", "thorough"}
-        Rounds of exchanges: one, three on a quarter of the samples and one on all, or until they gain little.
+        Rounds of exchanges: one on an eighth of the samples; two on an eighth and two on a quarter; or, further, as
+        many on all as gain more than little. Every effort ends with the weights' minimum on all samples.
     starts : sequence
         Where to begin: "dense" for ALPS from the dense weights, or (N, M) arrays with at most as many non-zeros as
         asked for, such as the weights of `sparsest`. The best result counts.
@@ -151,29 +163,32 @@ def search(
     free[problem.N - bias :] = True
     whole = _reduced(problem)
     loss = ReluLoss(whole, n_threads)
-    first, rounds = EFFORTS[effort]
-    part = _part(whole, pattern.count((problem.N - bias, problem.M)) / problem.M) if first else None
-    stages = [(loss, rounds if part is not None or not first else max(rounds, _WITHOUT_PART))]
-    if part is not None:
-        stages.insert(0, (ReluLoss(part, n_threads), first))
+    support = pattern.count((problem.N - bias, problem.M)) / problem.M
+    stages = _stages(whole, loss, EFFORTS[effort], support)
     results: list[Measured] = []
     for start in starts:
-        now, name = _begin(whole, loss, W, pattern, bias, start)
+        now, name = _begin(stages[0][0].problem, stages[0][0], W, pattern, bias, start)
         history: list[dict[str, Any]] = []
-        for stage, rounds in stages:
+        for stage, todo in stages:
             left = time_limit - (time.perf_counter() - began)
+            if history and left <= 0:
+                break
             now, rows = improve(
                 stage,
                 now,
                 free=free,
                 groups=_groups(pattern, problem.N),
                 movable=isinstance(pattern, Unstructured),
-                rounds=rounds,
+                rounds=todo.rounds,
+                tried=todo.tried,
                 tol=TOL if stage is loss else _ROUGH,
+                steps=STEPS if stage is loss else _FEW,
                 time_limit=left,
                 progress=progress,
             )
             history += [row | {"samples": stage.shape[2]} for row in rows]
+        if history[-1]["samples"] < loss.shape[2]:
+            now = settle(loss, now, free)
         seconds = time.perf_counter() - began
         about: dict[str, Any] = {"effort": effort, "start": name, "pattern": str(pattern)}
         results.append(measured(problem, now, heldout, "l0", seconds, _MESSAGE, history, **about))
@@ -195,9 +210,20 @@ def _reduced(problem: Problem) -> Problem:
     return Problem(X, Y, epsilon_abs=0.0, omega="linear", dtype=problem.dtype)
 
 
-def _part(problem: Problem, support: float) -> Problem | None:
-    """A part of the samples, the same at every call; None where there are too few for `support` weights a neuron."""
-    count = max(problem.P // _PART, math.ceil(_LEAST_SAMPLES * support))
+def _stages(problem: Problem, loss: ReluLoss, stages: Sequence[Stage], support: float) -> list[tuple[ReluLoss, Stage]]:
+    """The stages with their samples, for so many weights a neuron; where there are too few for a part, on all."""
+    found: list[tuple[ReluLoss, Stage]] = []
+    for stage in stages:
+        part = None if stage.parts == 1 else _part(problem, stage.parts, support)
+        found.append((loss if part is None else ReluLoss(part, loss.n_threads), stage))
+    if found[0][0] is loss:
+        return [(loss, stages[-1]._replace(rounds=max(stage.rounds for stage in stages)))]
+    return found
+
+
+def _part(problem: Problem, parts: int, support: float) -> Problem | None:
+    """One of the parts of the samples, the same at every call; None where that is too few for the weights' supports."""
+    count = max(problem.P // parts, math.ceil(_LEAST_SAMPLES * support), _LEAST_FOR_INPUTS * problem.N)
     if problem.mask is None or isinstance(problem.X, Convolution) or count > problem.P // 2:
         return None
     chosen = np.sort(np.random.default_rng(0).permutation(problem.P)[:count])

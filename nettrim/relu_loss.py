@@ -39,7 +39,7 @@ class ReluLoss:
     def __init__(self, problem: Problem, n_threads: int | None = None):
         if problem.chunked:
             raise TypeError("X and Y must be arrays in memory here; got Chunked, which solve, sparsest and path take")
-        self.n_threads = n_threads or blas_threads()
+        self.problem, self.n_threads = problem, n_threads or blas_threads()
         backend = get("numba", self.n_threads)
         self.dtype, self.shape = problem.dtype, (problem.N, problem.M, problem.P)
         self.operator = operator_of(problem.X, backend, problem.dtype)
@@ -95,6 +95,11 @@ class ReluLoss:
     def bound(self, rows: Any) -> np.ndarray:
         """V of some neurons."""
         return self.upper if self.upper.size == 1 else self.upper[rows]
+
+    def row(self, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Y, Omega and V of a neuron; copies where its samples are not adjacent."""
+        rows = self.target[m], self.mask[m], self.bound(slice(m, m + 1))[0]
+        return np.ascontiguousarray(rows[0]), np.ascontiguousarray(rows[1]), np.ascontiguousarray(rows[2])
 
     def error(self, pool: Executor, W: np.ndarray) -> np.ndarray:
         """Losses of all neurons at the (N, M) weights W."""

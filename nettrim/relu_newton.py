@@ -25,10 +25,10 @@ import numpy as np
 
 from nettrim.relu_loss import ReluLoss
 
-__all__ = ["TOL", "Neurons", "blocks"]
+__all__ = ["STEPS", "TOL", "Neurons", "blocks"]
 
 #: steps, the relative decrease of the loss below which they end, and halvings of a step
-_STEPS, TOL, _HALVINGS = 20, 1e-7, 20
+STEPS, TOL, _HALVINGS = 20, 1e-7, 20
 #: ridge over the mean diagonal of a system: inputs of a support may be linearly dependent
 _RIDGE = 1e-10
 #: first weight of the inequalities in the method of multipliers, its growth where the excess falls by less than half,
@@ -78,7 +78,8 @@ class Neurons:
         self.supports = [np.flatnonzero(column) for column in used.T]
         #: X_A X_A^T of each neuron: on Omega, and on the samples over their bound
         self.systems: list[list[np.ndarray]] = [[] for _ in neurons]
-        self.Z = loss.outputs(pool, W[:, neurons])
+        self.Z = np.empty((len(neurons), loss.shape[2]), loss.dtype)
+        self.refresh(np.arange(len(neurons)))
         self.over = np.zeros(self.Z.shape, bool)
 
     def restart(self, i: int, free: np.ndarray) -> None:
@@ -92,10 +93,8 @@ class Neurons:
         return np.flatnonzero([s.size > 0 for s in self.supports])
 
     def row(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Y, Omega and V of the neuron at this place; copies where its samples are not adjacent."""
-        m = self.neurons[i]
-        rows = self.loss.target[m], self.loss.mask[m], self.loss.bound(slice(m, m + 1))[0]
-        return np.ascontiguousarray(rows[0]), np.ascontiguousarray(rows[1]), np.ascontiguousarray(rows[2])
+        """Y, Omega and V of the neuron at this place."""
+        return self.loss.row(self.neurons[i])
 
     def derivatives(
         self, todo: np.ndarray, shift: np.ndarray | None = None, weight: float = 1.0
@@ -106,13 +105,21 @@ class Neurons:
         return losses, self.loss.adjoint(self.pool, R)
 
     def minimise(
-        self, todo: np.ndarray, shift: np.ndarray | None = None, weight: float = 1.0, tol: float = TOL
+        self,
+        todo: np.ndarray,
+        shift: np.ndarray | None = None,
+        weight: float = 1.0,
+        tol: float = TOL,
+        steps: int = STEPS,
     ) -> None:
-        """Newton's method for neurons of the block, given by their places in it, until a step gains less than `tol`."""
+        """At most so many of Newton's steps for neurons of the block, given by their places in it.
+
+        The steps of a neuron end when one gains less than `tol`, of its loss.
+        """
         narrow = np.array([self.narrow(i) for i in todo], bool)
-        list(self.pool.map(partial(self._minimise_one, shift=shift, weight=weight, tol=tol), todo[narrow]))
+        list(self.pool.map(partial(self._minimise_one, shift=shift, weight=weight, tol=tol, steps=steps), todo[narrow]))
         todo = todo[~narrow]
-        for _ in range(_STEPS):
+        for _ in range(steps):
             if not todo.size:
                 return
             losses, gradient = self.derivatives(todo, shift, weight)
@@ -169,7 +176,7 @@ class Neurons:
         if wide.size:
             self.Z[wide] = self.loss.outputs(self.pool, self.W[:, self.neurons[wide]])
 
-    def _minimise_one(self, i: int, shift: np.ndarray | None, weight: float, tol: float) -> None:
+    def _minimise_one(self, i: int, shift: np.ndarray | None, weight: float, tol: float, steps: int) -> None:
         """All steps of one neuron."""
         from nettrim.kernels import relu_newton
 
@@ -182,7 +189,7 @@ class Neurons:
         relu_newton.minimise(
             *(self.loss.operator.rows, s, w, self.Z[i], y, inside, bound),
             *(self.loss.no_shift[0] if shift is None else shift[i], weight, *self.systems[i], self.over[i]),
-            *(tol, _RIDGE, _STEPS, _HALVINGS),
+            *(tol, _RIDGE, steps, _HALVINGS),
         )
         self.W[s, m] = w
 

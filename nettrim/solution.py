@@ -20,6 +20,8 @@ __all__ = ["Certificate", "Solution", "Status", "certify", "verify_ray"]
 
 #: float64 bytes of one chunk of samples
 _CHUNK_BYTES = 12 << 20
+#: rows of outputs that are judged at a time
+_ROWS = 64
 #: the ball's violation is relative to epsilon, but never to less than this fraction of ||Y_Omega||
 _EPSILON_FLOOR = 1e-2
 
@@ -373,15 +375,24 @@ class _Samples:
         """Squared ball distance per row, squared excess over V, largest excess, flips."""
         squares, excess, largest, flips = np.zeros(self.problem.M), 0.0, 0.0, 0
         for X, Y, mask, V, _ in self.chunks():
-            Z = W.T @ X
-            D = Z - Y
-            if mask is not None:
-                over = np.where(mask, 0, np.maximum(Z - V, 0))
-                excess += float(np.vdot(over, over))
-                largest = max(largest, float(over.max()))
-                flips += int(np.count_nonzero(mask & (Y > 0) & (Z <= 0)))
-                D[~mask] = 0
-            squares += np.einsum("mp,mp->m", D, D)
+            whole = W.T @ X
+            # a few rows at a time, which the nearest caches hold from one operation to the next
+            for m in range(0, len(whole), _ROWS):
+                rows = slice(m, m + _ROWS)
+                Z, y = whole[rows], Y[rows]
+                if mask is not None:
+                    inside = mask[rows]
+                    flips += int(np.count_nonzero(inside & (y > 0) & (Z <= 0)))
+                    over = Z - (V if V.size == 1 else V[rows])
+                    np.maximum(over, 0, out=over)
+                    # after the maximum, as V may be infinite
+                    over *= ~inside
+                    excess += float(np.vdot(over, over))
+                    largest = max(largest, float(over.max()))
+                Z -= y
+                if mask is not None:
+                    Z *= inside
+                squares[rows] += np.einsum("mp,mp->m", Z, Z)
         return squares, excess, largest, flips
 
     def multiplier(

@@ -150,7 +150,8 @@ def test_every_round_falls_and_efforts_differ():
     for result in results:
         whole = [row["loss"] for row in result.history if row["samples"] == 3000]
         assert whole == sorted(whole, reverse=True)
-    assert {row["samples"] for row in results[1].history} == {750, 3000}
+    used = [sorted({row["samples"] for row in result.history}) for result in results]
+    assert used == [[375], [375, 750], [375, 750, 3000]]
     errors = [r.certificate.error for r in results]
     assert errors[2] < errors[0] and errors[2] <= 1.02 * errors[1]
 
@@ -244,8 +245,9 @@ def test_time_limits_and_repetition():
     a, b = (nt.l0(X, Y, W, nnz=60) for _ in range(2))
     np.testing.assert_array_equal(a.W, b.W)
     short = nt.l0(X, Y, W, nnz=60, effort="thorough", time_limit=1e-9)
-    # a round on the part, and one on all
-    assert [row["round"] for row in short.history] == [1, 1]
+    # a round on a part, and the minimum on all
+    assert [row["samples"] for row in short.history] == [225]
+    assert short.certificate.error < 1.3 * a.certificate.error
 
 
 @pytest.mark.parametrize(
@@ -276,7 +278,7 @@ def test_moves_that_do_not_help_leave_the_exchanges(monkeypatch):
         for giver, taker in pairwise(models):
             for k in np.argsort(-giver.costs)[:2]:
                 giver.give(giver.basis[k])
-                taker.take(taker.others[np.argmin(taker.gains)])
+                taker.take(taker.others[np.argmin(taker.gains[: taker.others.size])])
         return 2 * len(models)
 
     X, Y, W = layer()
