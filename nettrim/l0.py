@@ -3,7 +3,8 @@
 minimise  || (W^T X - Y)_Omega ||^2 + || ((W^T X - V)_+)_notOmega ||^2   over W with a given pattern of sparsity
 
 It begins at what ALPS makes of the dense weights, its target being the outputs that this loss asks for, and goes on by
-exchanges of inputs and moves of counts between neurons (exchange.py), first on a part of the samples, then on all.
+exchanges of inputs and moves of counts between neurons (exchange.py) on parts of the samples, which supports depend on
+little, and ends at the minimum on all of them.
 The problem is combinatorial: there is no dual bound, and no promise that nothing better exists. What the result does,
 its error, violations and flips, is measured on the weights returned, like any other certificate.
 """

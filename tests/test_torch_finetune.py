@@ -379,6 +379,22 @@ def test_finetune_learns_on_the_pattern(data):
     assert revived(model, masks) == 0
 
 
+def test_a_schedule_steps_with_every_batch(data):
+    model = network()
+    masks = prune(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    batches, rates = loader(data), []
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    finetune(
+        model, batches, torch.nn.functional.cross_entropy, optimizer, 2,
+        lambda *row: rates.append(optimizer.param_groups[0]["lr"]), schedule=schedule,
+    )  # fmt: skip
+    assert rates == [0.5 ** len(batches), 0.25 ** len(batches)] and revived(model, masks) == 0
+    other = torch.optim.SGD(model.parameters(), lr=1.0)
+    with pytest.raises(ValueError, match="schedule must be one of the optimizer given; got LambdaLR of another"):
+        finetune(model, batches, torch.nn.functional.cross_entropy, other, schedule=schedule)
+
+
 def test_the_mean_loss_is_over_the_samples(data):
     """The last batch has 10 samples instead of 25; without a step all are of one model."""
     model = network()

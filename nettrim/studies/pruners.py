@@ -60,6 +60,8 @@ class Config:
     methods : tuple of str, optional
         By their names; default all.
     seeds : tuple of int
+    by_batch : bool
+        Whether the rate of fine-tuning decays with every batch, as it must in a single epoch, rather than every epoch.
     """
 
     cases: tuple[Case, ...]
@@ -67,6 +69,7 @@ class Config:
     epochs: tuple[int, ...]
     methods: tuple[str, ...] | None = None
     seeds: tuple[int, ...] = (0,)
+    by_batch: bool = False
 
 
 _FEW = ("l0, cascade, allocated", "alps + refit, cascade, allocated", "alps + refit, even", "magnitude, even")
@@ -89,6 +92,7 @@ PRESETS = {
             ),
         ),
         *((0.2, 0.1, 0.05), (1,), _FEW),
+        by_batch=True,
     ),
 }
 
@@ -109,7 +113,7 @@ def run(config: Config, records: Records, folder: Path, say: Callable[[str], Any
     for case, epochs in zip(config.cases, config.epochs, strict=True):
         for seed in config.seeds:
             for kept in config.kept:
-                recipe = hashed({**asdict(case), "epochs": epochs})
+                recipe = hashed({**asdict(case), "epochs": epochs} | ({"decay": "batch"} if config.by_batch else {}))
                 left = [
                     one
                     for one in _METHODS
@@ -131,7 +135,7 @@ def run(config: Config, records: Records, folder: Path, say: Callable[[str], Any
                 for method, allocated, how in left:
                     density = allocation if allocated else kept
                     about = {"case": case.name, "seed": seed, "kept": kept, "method": method, "recipe": recipe}
-                    row = _one(case, samples, model, loader, density, how, epochs, seed)
+                    row = _one(case, samples, model, loader, density, how, epochs, seed, config.by_batch)
                     row["seconds_allocate"] = seconds if allocated else 0.0
                     records.add(**about, **row)
                     say(
@@ -149,6 +153,7 @@ def _one(
     how: dict[str, Any],
     epochs: int,
     seed: int,
+    by_batch: bool,
 ) -> dict[str, Any]:
     """Prune, measure, fine-tune, measure."""
     began = time.perf_counter()
@@ -163,15 +168,14 @@ def _one(
     }
     torch.manual_seed(seed)
     optimizer = torch.optim.Adam(pruned.model.parameters(), case.tuning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    batches = training.Batches(*samples.train, seed=seed, augment=augment(case))
+    steps = epochs * len(batches) if by_batch else epochs
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     ntt.finetune(
-        pruned.model,
-        training.Batches(*samples.train, seed=seed, augment=augment(case)),
-        nn.functional.cross_entropy,
-        optimizer,
-        epochs,
-        progress=lambda epoch, loss: schedule.step(),
+        *(pruned.model, batches, nn.functional.cross_entropy, optimizer, epochs),
+        progress=None if by_batch else lambda epoch, loss: schedule.step(),
         names=[f"{report.name}.*" for report in pruned.reports],
+        schedule=schedule if by_batch else None,
     )
     return row | {"epochs": epochs, "tuned": accuracies(pruned.model, samples)}
 

@@ -159,6 +159,7 @@ def finetune(
     progress: Callable[[int, float], Any] | None = None,
     *,
     names: Sequence[str] | None = None,
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
 ) -> list[float]:
     """Train what pruning left, on the pattern that it left: the zeros stay zero (see `keep_zeros`).
 
@@ -178,6 +179,8 @@ def finetune(
         Called with the epoch, from 1, and its mean loss, when it is over.
     names : sequence of str, optional
         As in `keep_zeros`.
+    schedule : torch.optim.lr_scheduler.LRScheduler, optional
+        Of the optimizer, stepped after every batch. One that goes by epochs is stepped in `progress` instead.
 
     Returns
     -------
@@ -195,13 +198,15 @@ def finetune(
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"epochs must be a whole number of at least 1; got {epochs!r}")
     _check_optimizer(model, optimizer)
+    if schedule is not None and getattr(schedule, "optimizer", None) is not optimizer:
+        raise ValueError(f"schedule must be one of the optimizer given; got {_kind(schedule)} of another, or of none")
     losses = []
     with keep_zeros(model, optimizer, names) as kept:
         modes = [(module, module.training) for module in model.modules()]
         try:
             model.train()
             for epoch in range(1, epochs + 1):
-                losses.append(_epoch(model, loader, loss, optimizer, epoch))
+                losses.append(_epoch(model, loader, loss, optimizer, schedule, epoch))
                 if progress is not None:
                     progress(epoch, losses[-1])
         finally:
@@ -216,6 +221,7 @@ def _epoch(
     loader: Iterable[Any],
     loss: Callable[[Any, Any], torch.Tensor],
     optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler | None,
     epoch: int,
 ) -> float:
     """One pass over the loader; the mean loss."""
@@ -237,6 +243,8 @@ def _epoch(
             )
         value.backward()
         optimizer.step()
+        if schedule is not None:
+            schedule.step()
         size = len(inputs[0]) if hasattr(inputs[0], "__len__") else 1
         total, samples = total + size * now, samples + size
     if samples == 0:
