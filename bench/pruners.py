@@ -194,7 +194,8 @@ def allocated(name: str, count: int, record: dict) -> None:
 
 def gaussian(record: dict) -> None:
     rng = np.random.default_rng(0)
-    N, M, P = 150, 50, 3000
+    # reweighted l1 with dense supports, at some ten epsilons a cell, takes minutes with more
+    N, M, P = 100, 20, 1000
     W = (rng.standard_normal((N, M)) / np.sqrt(N)).astype(np.float32)
     X = rng.standard_normal((N, 2 * P)).astype(np.float32)
     Y = np.maximum(W.T @ X, 0)
@@ -210,7 +211,7 @@ def gaussian(record: dict) -> None:
         found["l0"] = nt.l0(X[:, :P], Y[:, :P], W, nnz=nnz).W
         errors = {m: error(A, X[:, P:], Y[:, P:]) for m, A in found.items()}
         counts = {m: int(np.count_nonzero(A)) for m, A in found.items()}
-        rows.append({"kept": kept, "validation": errors, "nnz": counts})
+        rows.append({"kept": kept, "N": N, "M": M, "validation": errors, "nnz": counts})
         print(f"gaussian, kept {kept:.0%}: " + ", ".join(f"{m} {e:.3f}" for m, e in errors.items()), flush=True)
         write("pruners", record)
 

@@ -518,8 +518,8 @@ def pruners(record: dict | None) -> list[str]:
     if rows := record.get("gaussian"):
         methods = list(rows[0]["validation"])
         out += [
-            "An untrained layer, independent Gaussian weights and inputs (150 x 50), held-out error; magnitude and",
-            "ALPS with a least-squares refit:",
+            f"An untrained layer, independent Gaussian weights and inputs ({rows[0]['N']} x {rows[0]['M']}), held-out "
+            "error; magnitude and ALPS with a least-squares refit:",
             "",
             f"| kept | {' | '.join(methods)} |",
             f"|{'---|' * (1 + len(methods))}",
