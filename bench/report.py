@@ -6,6 +6,7 @@ python bench/report.py
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from pathlib import Path
@@ -576,11 +577,13 @@ def compared(path: Path) -> list[str]:
                     texts.append(f"**{text}**" if r[when]["test"] == best[k, when] else text)
                 line.append(" / ".join(texts))
             out.append(f"| {method} | " + " | ".join(line) + " |")
-        first = own[0]
+        dense, epochs = own[0]["dense"]["test"], study_tables.counted(own[0]["epochs"], "epoch")
+        # of 10000 test images
+        deviation = 100 * math.sqrt(dense * (1 - dense) / 10000)
         out += [
             "",
-            f"Unpruned {100 * first['dense']['test']:.2f} %. Before / after {first['epochs']} epochs on what is left, "
-            "one seed, bold the best of a column; a test accuracy has a standard error of about 0.1 points.",
+            f"Unpruned {100 * dense:.2f} %. Before / after {epochs} on what is left, one seed, bold the best of a "
+            f"column; a test accuracy like the unpruned one's has a standard error of {deviation:.1f} points.",
             "",
         ]
     return out
@@ -691,7 +694,8 @@ def main() -> None:
         (generated.parent / "pruners.md").write_text("\n".join(rows))
     if rows := study(ROOT / "bench" / "results" / "networks.cpu.jsonl"):
         (generated.parent / "networks_study.md").write_text("\n".join(rows))
-    if rows := compared(ROOT / "bench" / "results" / "pruners.cpu.jsonl"):
+    networks = (ROOT / "bench" / "results" / f"pruners.{preset}.jsonl" for preset in ("cpu", "cifar"))
+    if rows := [line for path in networks for line in compared(path)]:
         (generated.parent / "pruners_study.md").write_text("\n".join(rows))
     for name, lines in study_tables.pages(ROOT / "bench" / "results").items():
         (generated.parent / f"{name}.md").write_text("\n".join(lines))

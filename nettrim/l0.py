@@ -101,7 +101,7 @@ def l0(
         Samples to measure the error on, which the search does not see. Of several starts the best there is returned.
     effort : {"fast", "default", "thorough"}
         Rounds of exchanges: one on an eighth of the samples; two on an eighth and two on a quarter; or, further, as
-        many on all as gain more than little. Every effort ends with the weights' minimum on all samples.
+        many on all as gain more than little. The first two end with weights near their minimum on all samples.
     starts : sequence
         Where to begin: "dense" for ALPS from the dense weights, or (N, M) arrays with at most as many non-zeros as
         asked for, such as the weights of `sparsest`. The best result counts.
