@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numba as nb
 import numpy as np
-from nettrim.kernels.passes import block_products, gather_block
+from nettrim.kernels.passes import block_products, gather_block, gather_products
 from nettrim.kernels.relu_newton import evaluate, factor, outputs, substitute
 from nettrim.kernels.swaps import exchange
 from nettrim.kernels.systems import FAST, OPTIONS
+
+#: up to so many inputs the rows of a Hessian are gathered whole, and how many more samples the next one has, if needed
+_WIDE, _MORE = 256, 16
 
 
 @nb.njit(**FAST)
@@ -37,6 +40,8 @@ def promising(slope, norms, used, most):
     """The inputs that are not `used` with the largest slope^2 / norm, at most so many, in order of their numbers."""
     N = slope.size
     promise = np.zeros(N)
+    if most == 0:
+        return np.empty(0, np.int64)
     for n in range(N):
         if not used[n] and norms[n] > 0:
             promise[n] = slope[n] * slope[n] / norms[n]
@@ -124,12 +129,19 @@ def enter(inputs, G, b, basis, weights):
 
 @nb.njit(**OPTIONS)
 def _factor_near(X, support, w, inside, v, each, ridge, z, over, H):
-    """In H the factor of the Hessian at the weights w, from `each` samples for every weight; False if there is none."""
+    """In H the factor of the Hessian at the weights w, a sum over every k-th of its samples, `each` for every weight.
+
+    Returns k, or 0 if there is no factor.
+    """
     s = w.size
     outputs(X, support, w, z)
     index = curved(z, inside, v, over)
-    part = index[:: max(1, index.size // max(1, each * s))]
-    block_products(gather_block(X, part, support), s, H)
+    k = max(1, index.size // max(1, each * s))
+    part = index[::k].copy()
+    if s <= _WIDE:
+        block_products(gather_block(X, part, support), s, H)
+    else:
+        gather_products(X, part, support, 0, H)
     scale, size = index.size / max(1, part.size), 0.0
     for i in range(s):
         for j in range(s):
@@ -137,7 +149,7 @@ def _factor_near(X, support, w, inside, v, each, ridge, z, over, H):
         size += H[i, i] / s
     for i in range(s):
         H[i, i] += ridge * size if size > 0 else 1.0
-    return factor(H)
+    return k if factor(H) else 0
 
 
 @nb.njit(**OPTIONS)
@@ -145,19 +157,24 @@ def settle(X, support, w, y, inside, v, each, ridge, tol, hessians, steps, halvi
     """In place, weights near the minimum of the loss on a support.
 
     Newton's method whose Hessian is a sum over every k-th of the samples that count, so that there are `each` for every
-    weight, and serves for a few steps, which cost a pass over the rows. It ends when a step gains less than `tol` of
-    the loss, or the loss does not fall.
+    weight, and serves for a few steps, which cost a pass over the rows. If a full step does not lower the loss, as
+    where these samples do not have what an input needs, the next Hessian has more of them. It ends when a full step
+    gains less than `tol` of the loss, or when with all of them nothing does.
     """
     s = w.size
+    if s == 0:
+        return
     z, over, H = np.empty(y.size, X.dtype), np.empty(y.size, np.bool_), np.empty((s, s))
     g, d, new, new_g = np.empty(s), np.empty(s), np.empty(s), np.empty(s)
     before = evaluate(X, support, w, y, inside, v, g)
     for _ in range(hessians):
-        if not _factor_near(X, support, w, inside, v, each, ridge, z, over, H):
+        k = _factor_near(X, support, w, inside, v, each, ridge, z, over, H)
+        if k == 0:
             return
-        for _ in range(steps):
+        taken, t = 0, 1.0
+        while taken < steps and t == 1.0:
             substitute(H, g, d)
-            t, after = 1.0, before
+            after = before
             for _ in range(halvings):
                 for i in range(s):
                     new[i] = w[i] - t * d[i]
@@ -168,8 +185,10 @@ def settle(X, support, w, y, inside, v, each, ridge, tol, hessians, steps, halvi
             if not after < before:
                 break
             w[:], g[:] = new, new_g
-            gain, before = before - after, after
-            if gain <= tol * after:
+            gain, before, taken = before - after, after, taken + 1
+            if t == 1.0 and gain <= tol * after:
                 return
-            if t < 1:
-                break
+        if taken == 0 and k == 1:
+            return
+        if t < 1.0 or taken == 0:
+            each *= _MORE

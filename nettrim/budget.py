@@ -33,7 +33,7 @@ GRID = (0.01, 0.02, 0.035, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8)
 _POINTS, _STEPS = 400, 100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Allocation:
     """Densities of the layers of a network.
 
@@ -53,6 +53,10 @@ class Allocation:
     predicted: float
     uniform: float
     curves: dict[str, list[tuple[float, float]]]
+
+    def __repr__(self) -> str:
+        errors = f"predicted {self.predicted:.2%}, {self.uniform:.2%} with one density"
+        return f"Allocation({len(self.densities)} layers, {errors}; table() has densities and curves)"
 
     def table(self) -> str:
         """A line a layer: its density, and the error that it makes at the end at those that were tried."""

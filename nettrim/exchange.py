@@ -34,6 +34,8 @@ TRIED = 64
 _LEAST, _ROUND = 1e-4, 5e-3
 #: a move between neurons must gain so many times what it costs, and takes at most this part of a neuron's inputs
 _MARGIN, _MOVED = 1.5, 0.1
+#: a neuron whose samples in Omega are not so many times its inputs gives none away
+_OWN = 3
 #: neurons with more than this part of the inputs are exchanged again after moves
 _MANY = 0.25
 #: ridge over the mean diagonal of a model
@@ -127,7 +129,7 @@ def improve(
     -------
     (N, M) array
     list of dict
-        A row a round: loss after it, exchanges, moves, neurons that were put back, seconds.
+        A row a round: samples, loss over them after it, exchanges, moves, neurons that were put back, seconds.
     """
     # a column a neuron, which is read and written on its own
     began, W = time.perf_counter(), W.copy(order="F")
@@ -148,7 +150,8 @@ def improve(
                 before, after = before + state.before, after + state.after
                 moving[k] = moving[k] and one["moves"] > 0
                 counts = {name: counts[name] + one[name] for name in counts}
-            rows.append({"round": number, "loss": after, **counts, "seconds": time.perf_counter() - began})
+            about = {"round": number, "samples": loss.shape[2], "loss": after}
+            rows.append(about | counts | {"seconds": time.perf_counter() - began})
             if progress is not None:
                 progress(rows[-1])
             if before - after <= _ROUND * before:
@@ -161,6 +164,12 @@ def settle(loss: ReluLoss, W: np.ndarray, free: np.ndarray) -> np.ndarray:
     from nettrim.kernels import quadratic
 
     new = W.copy(order="F")
+    if loss.operator.rows is None:
+        with loss.workers() as pool:
+            for neurons in blocks(loss, np.count_nonzero(W, axis=0), 3):
+                block = Neurons(loss, pool, neurons, new, free)
+                block.minimise(block.everyone(), tol=_SETTLE[2])
+        return np.ascontiguousarray(new)
 
     def one(m: int) -> None:
         support = np.flatnonzero((W[:, m] != 0) | free)
@@ -203,6 +212,7 @@ class _Round:
         self.free, self.groups, self.norms, self.tried = free, groups, norms, tried
         self.tol, self.steps = tol, steps
         self.block = Neurons(loss, pool, neurons, W, free)
+        self.own = loss.mask[neurons].sum(1)
         self.before = self.after = 0.0
 
     def run(self, move: bool) -> dict[str, int]:
@@ -328,7 +338,9 @@ class _Round:
         leave, enter = _Changes(), _Changes()
         for i, q in enumerate(models):
             most = max(1, int(_MOVED * q.basis.size))
-            leave.add(i, q.basis, q.costs, most)
+            # on few samples of its own a neuron fits them with less than it needs
+            few = 0 < self.own[i] < _OWN * q.basis.size
+            leave.add(i, q.basis, np.full(q.costs.size, np.inf) if few else q.costs, most)
             enter.add(i, q.others, -q.gains, most)
         (cost, j, leaving), (gain, k, entering) = leave.sorted(), enter.sorted()
         count = min(cost.size, gain.size)

@@ -27,6 +27,7 @@ from nettrim.problem import Problem
 from nettrim.pruners.alps import alps
 from nettrim.relu_loss import ReluLoss
 from nettrim.relu_newton import STEPS, TOL
+from nettrim.settings import Settings
 from nettrim.sparsity import NofM, Sparsity, Unstructured, make
 
 __all__ = ["EFFORTS", "l0", "search"]
@@ -100,13 +101,13 @@ def l0(
     heldout : (X, Y), optional
         Samples to measure the error on, which the search does not see. Of several starts the best there is returned.
     effort : {"fast", "default", "thorough"}
-        Rounds of exchanges: one on an eighth of the samples; two on an eighth and two on a quarter; or, further, as
-        many on all as gain more than little. The first two end with weights near their minimum on all samples.
+        Rounds of exchanges: one on an eighth of the samples; two on an eighth and two on a quarter; or two, four, and
+        up to ten on all. The first two end with weights near their minimum on all samples.
     starts : sequence
         Where to begin: "dense" for ALPS from the dense weights, or (N, M) arrays with at most as many non-zeros as
-        asked for, such as the weights of `sparsest`. The best result counts.
+        asked for, such as the weights of `sparsest`. The best result counts; that of an array is no worse than it is.
     time_limit : float
-        Seconds after which no further round begins.
+        Seconds after which no further round begins. The start, a round and the minimum on all samples come in any case.
     n_threads : int, optional
     dtype : {None, numpy.float32, numpy.float64}
 
@@ -120,17 +121,26 @@ def l0(
     TypeError, ValueError
         Wrong input; the message names the argument.
     """
+    # checked as those of `solve` are
+    Settings(time_limit=time_limit, n_threads=n_threads)
     problem = Problem(X, Y, epsilon_abs=0.0, omega=omega, V=V, dtype=dtype)
     W = to_host(W, "W")
     if W.shape != (problem.N, problem.M):
         raise ValueError(f"W must be {problem.N} x {problem.M}; got {W.shape}")
-    if W.dtype.kind != "f" or not np.isfinite(W).all():
-        raise TypeError("W must be of a floating dtype and finite")
+    if W.dtype.kind != "f":
+        raise TypeError(f"W must be of a floating dtype; got {W.dtype}")
+    if not np.isfinite(W).all():
+        raise ValueError("W contains NaN or inf")
     judge = None
     if heldout is not None:
         if not isinstance(omega, str):
             raise ValueError("held-out samples need omega='active' or 'linear', not a mask of the others")
+        if not isinstance(heldout, (tuple, list)) or len(heldout) != 2:
+            raise TypeError(f"heldout must be a pair (X, Y); got {type(heldout).__name__}")
         judge = Problem(*heldout, epsilon_abs=0.0, omega=omega, dtype=problem.dtype)
+        if (judge.N, judge.M) != (problem.N, problem.M):
+            shape = f"{problem.N} and {problem.M}"
+            raise ValueError(f"heldout must have {shape} rows, as X and Y have; got {judge.N} and {judge.M}")
     counted = (problem.N - bias, problem.M)
     chosen = make(counted, density, nnz, per, pattern) if pattern is None or isinstance(pattern, str) else pattern
     chosen.count(counted)
@@ -155,7 +165,7 @@ def search(
 ) -> Measured:
     """As `l0`, for a problem and a pattern of its weights without the bias; `progress` has the row of every round."""
     began = time.perf_counter()
-    if effort not in EFFORTS:
+    if not isinstance(effort, str) or effort not in EFFORTS:
         raise ValueError(f"effort must be one of {', '.join(EFFORTS)}; got {effort!r}")
     if isinstance(starts, str) or not len(starts):
         raise TypeError(f"starts must be a sequence of 'dense' and arrays; got {starts!r}")
@@ -169,12 +179,25 @@ def search(
     results: list[Measured] = []
     for start in starts:
         now, name = _begin(stages[0][0].problem, stages[0][0], W, pattern, bias, start)
+        about: dict[str, Any] = {"effort": effort, "start": name, "pattern": str(pattern)}
+        if name == "given":
+            # on all samples, what a part of them makes of it may be worse
+            same = settle(loss, now, free)
+            results.append(measured(problem, same, heldout, "l0", time.perf_counter() - began, _MESSAGE, [], **about))
         history: list[dict[str, Any]] = []
+        message = _MESSAGE
+
+        def note(row: dict[str, Any], history: list[dict[str, Any]] = history) -> None:
+            history.append(row | {"round": len(history) + 1, "seconds": time.perf_counter() - began})
+            if progress is not None:
+                progress(history[-1])
+
         for stage, todo in stages:
             left = time_limit - (time.perf_counter() - began)
             if history and left <= 0:
+                message = f"{_MESSAGE}; ended early by time_limit"
                 break
-            now, rows = improve(
+            now, _ = improve(
                 stage,
                 now,
                 free=free,
@@ -185,14 +208,12 @@ def search(
                 tol=TOL if stage is loss else _ROUGH,
                 steps=STEPS if stage is loss else _FEW,
                 time_limit=left,
-                progress=progress,
+                progress=note,
             )
-            history += [row | {"samples": stage.shape[2]} for row in rows]
         if history[-1]["samples"] < loss.shape[2]:
             now = settle(loss, now, free)
         seconds = time.perf_counter() - began
-        about: dict[str, Any] = {"effort": effort, "start": name, "pattern": str(pattern)}
-        results.append(measured(problem, now, heldout, "l0", seconds, _MESSAGE, history, **about))
+        results.append(measured(problem, now, heldout, "l0", seconds, message, history, **about))
     return min(results, key=_score)
 
 

@@ -148,8 +148,13 @@ def test_every_round_falls_and_efforts_differ():
     results = [nt.l0(X, Y, W, density=0.2, effort=e) for e in ("fast", "default", "thorough")]
     assert [r.settings["effort"] for r in results] == ["fast", "default", "thorough"]
     for result in results:
-        whole = [row["loss"] for row in result.history if row["samples"] == 3000]
-        assert whole == sorted(whole, reverse=True)
+        assert [row["round"] for row in result.history] == list(range(1, len(result.history) + 1))
+        for size in {row["samples"] for row in result.history}:
+            losses = [row["loss"] for row in result.history if row["samples"] == size]
+            assert losses == sorted(losses, reverse=True)
+        seconds = [row["seconds"] for row in result.history]
+        assert seconds == sorted(seconds)
+    assert len(results[2].history) > 6
     used = [sorted({row["samples"] for row in result.history}) for result in results]
     assert used == [[375], [375, 750], [375, 750, 3000]]
     errors = [r.certificate.error for r in results]
@@ -248,13 +253,35 @@ def test_time_limits_and_repetition():
     # a round on a part, and the minimum on all
     assert [row["samples"] for row in short.history] == [225]
     assert short.certificate.error < 1.3 * a.certificate.error
+    assert short.message.endswith("ended early by time_limit") and "time_limit" not in a.message
+
+
+@pytest.mark.parametrize("effort", ["fast", "default"])
+def test_a_given_start_gets_no_worse(effort):
+    """With noise a part of the samples asks for other weights than all of them."""
+    rng = np.random.default_rng(3)
+    X, Y, W = layer(N=20, M=4, P=1200)
+    Y = np.maximum(Y + 3 * Y.std() * rng.standard_normal(Y.shape), 0)
+    best = nt.l0(X, Y, W, density=0.3, effort="thorough")
+    again = nt.l0(X, Y, W, density=0.3, effort=effort, starts=[best.W])
+    assert again.certificate.error <= best.certificate.error * (1 + 1e-6)
 
 
 @pytest.mark.parametrize(
     ("change", "error"),
     [
         ({"W": np.ones((8, 32))}, "W must be 32 x 8"),
-        ({"W": np.full((32, 8), np.nan)}, "W must be of a floating dtype and finite"),
+        ({"W": np.full((32, 8), np.nan)}, "W contains NaN or inf"),
+        ({"W": np.ones((32, 8), int)}, "W must be of a floating dtype; got int64"),
+        ({"effort": ["fast"]}, "effort must be one of"),
+        ({"time_limit": -1}, "time_limit must be between"),
+        ({"time_limit": "5s"}, "time_limit must be a number"),
+        ({"n_threads": -3}, "n_threads must be at least 1"),
+        ({"heldout": np.ones((32, 700))}, r"heldout must be a pair \(X, Y\); got ndarray"),
+        (
+            {"heldout": (np.ones((5, 9)), np.ones((8, 9)))},
+            "heldout must have 32 and 8 rows, as X and Y have; got 5 and 8",
+        ),
         ({"nnz": 999}, "nnz must be between"),
         ({"effort": "much"}, "effort must be one of"),
         ({"starts": "dense"}, "starts must be a sequence"),

@@ -391,8 +391,14 @@ def test_a_schedule_steps_with_every_batch(data):
     )  # fmt: skip
     assert rates == [0.5 ** len(batches), 0.25 ** len(batches)] and revived(model, masks) == 0
     other = torch.optim.SGD(model.parameters(), lr=1.0)
-    with pytest.raises(ValueError, match="schedule must be one of the optimizer given; got LambdaLR of another"):
-        finetune(model, batches, torch.nn.functional.cross_entropy, other, schedule=schedule)
+    before = [p.detach().clone() for p in model.parameters()]
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(other)
+    for wrong, message in ((schedule, "of the optimizer given"), (plateau, "step by itself")):
+        with pytest.raises(ValueError, match=f"schedule must {'be ' if wrong is schedule else ''}{message}"):
+            finetune(model, batches, torch.nn.functional.cross_entropy, other, schedule=wrong)
+    with pytest.raises(TypeError, match="schedule must be a torch.optim.lr_scheduler.LRScheduler; got str"):
+        finetune(model, batches, torch.nn.functional.cross_entropy, other, schedule="cosine")
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
 def test_the_mean_loss_is_over_the_samples(data):

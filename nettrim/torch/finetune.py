@@ -180,7 +180,8 @@ def finetune(
     names : sequence of str, optional
         As in `keep_zeros`.
     schedule : torch.optim.lr_scheduler.LRScheduler, optional
-        Of the optimizer, stepped after every batch. One that goes by epochs is stepped in `progress` instead.
+        Of the optimizer, stepped after every batch. One that goes by epochs, or by a measured value, is stepped in
+        `progress` instead.
 
     Returns
     -------
@@ -198,8 +199,8 @@ def finetune(
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"epochs must be a whole number of at least 1; got {epochs!r}")
     _check_optimizer(model, optimizer)
-    if schedule is not None and getattr(schedule, "optimizer", None) is not optimizer:
-        raise ValueError(f"schedule must be one of the optimizer given; got {_kind(schedule)} of another, or of none")
+    if schedule is not None:
+        _check_schedule(schedule, optimizer)
     losses = []
     with keep_zeros(model, optimizer, names) as kept:
         modes = [(module, module.training) for module in model.modules()]
@@ -214,6 +215,15 @@ def finetune(
                 module.training = training
         kept.check()
     return losses
+
+
+def _check_schedule(schedule: Any, optimizer: torch.optim.Optimizer) -> None:
+    if not isinstance(schedule, torch.optim.lr_scheduler.LRScheduler):
+        raise TypeError(f"schedule must be a torch.optim.lr_scheduler.LRScheduler; got {_kind(schedule)}")
+    if schedule.optimizer is not optimizer:
+        raise ValueError("schedule must be of the optimizer given; it is of another one")
+    if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise ValueError("schedule must step by itself; one that needs a measured value is stepped in progress")
 
 
 def _epoch(
