@@ -34,8 +34,8 @@ TRIED = 64
 _LEAST, _ROUND = 1e-4, 5e-3
 #: a move between neurons must gain so many times what it costs, and takes at most this part of a neuron's inputs
 _MARGIN, _MOVED = 1.5, 0.1
-#: a neuron whose samples in Omega are not so many times its inputs gives none away
-_OWN = 3
+#: a neuron whose samples in Omega are fewer than so many times its inputs, which can fit them all, gives none away
+_OWN = 1
 #: neurons with more than this part of the inputs are exchanged again after moves
 _MANY = 0.25
 #: ridge over the mean diagonal of a model
@@ -338,7 +338,7 @@ class _Round:
         leave, enter = _Changes(), _Changes()
         for i, q in enumerate(models):
             most = max(1, int(_MOVED * q.basis.size))
-            # on few samples of its own a neuron fits them with less than it needs
+            # on few samples of its own a neuron fits them with fewer inputs than it needs
             few = 0 < self.own[i] < _OWN * q.basis.size
             leave.add(i, q.basis, np.full(q.costs.size, np.inf) if few else q.costs, most)
             enter.add(i, q.others, -q.gains, most)
