@@ -105,7 +105,8 @@ def l0(
         up to ten on all. The first two end with weights near their minimum on all samples.
     starts : sequence
         Where to begin: "dense" for ALPS from the dense weights, or (N, M) arrays with at most as many non-zeros as
-        asked for, such as the weights of `sparsest`. The best result counts; that of an array is no worse than it is.
+        asked for, such as the weights of `sparsest`. The best result counts: on X and Y, or on `heldout` if
+        given. That of an array is no worse on X and Y than the array where there is no `heldout`.
     time_limit : float
         Seconds after which no further round begins. The start, a round and the minimum on all samples come in any case.
     n_threads : int, optional
